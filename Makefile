@@ -1,0 +1,26 @@
+# SPDX-License-Identifier: Apache-2.0
+.PHONY: build test acceptance lint format bench
+
+build:  ## rebuild the native module in place, quickly, with the tools of this environment
+	pip install -e . --no-build-isolation --no-deps
+
+test:  ## what needs no GPU
+	python -m pytest
+
+acceptance:  ## the long checks
+	python -m pytest -m acceptance
+
+lint:
+	ruff check .
+	ruff format --check .
+	mypy
+	clang-format --dry-run --Werror $$(git ls-files 'csrc/*.h' 'csrc/*.cuh' 'csrc/*.cpp' 'csrc/*.cu' 'tests/*.h')
+	codespell csrc spectralgpt tests tools benchmarks configs *.md
+
+format:
+	ruff check --fix .
+	ruff format .
+	clang-format -i $$(git ls-files 'csrc/*.h' 'csrc/*.cuh' 'csrc/*.cpp' 'csrc/*.cu' 'tests/*.h')
+
+bench:  ## one training step against the plain PyTorch step of the same maths
+	python benchmarks/step.py

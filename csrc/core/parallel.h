@@ -1,0 +1,44 @@
+// SPDX-License-Identifier: Apache-2.0
+// Threads as torch says: the caller passes the count, each index is computed whole by one thread, so results do not
+// depend on the count.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <exception>
+
+#if defined(_OPENMP)
+#include <omp.h>
+#endif
+
+namespace spectral {
+
+// Where a thread starts to pay: bytes of work below which one thread is quicker than waking another.
+constexpr int64_t kBytesPerThread = 64 * 1024;
+
+// Calls body(i) for i in [0, count), in contiguous chunks; the first exception of any chunk is rethrown.
+template <class Body>
+void parallel_for(int num_threads, int64_t count, int64_t bytes_each, Body body) {
+    const int64_t useful = std::min<int64_t>(count, count * bytes_each / kBytesPerThread);
+    const int threads = static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(num_threads, useful)));
+#if defined(_OPENMP)
+    if (threads > 1) {
+        std::exception_ptr error;
+#pragma omp parallel num_threads(threads)
+        {
+            const int64_t team = omp_get_num_threads(), me = omp_get_thread_num();
+            try {
+                for (int64_t i = count * me / team; i < count * (me + 1) / team; ++i) body(i);
+            } catch (...) {
+#pragma omp critical
+                error = std::current_exception();
+            }
+        }
+        if (error) std::rethrow_exception(error);
+        return;
+    }
+#endif
+    for (int64_t i = 0; i < count; ++i) body(i);
+}
+
+}  // namespace spectral

@@ -1,0 +1,92 @@
+// SPDX-License-Identifier: Apache-2.0
+// Masks on the CPU, one task per sample, no sort of the sequence: the K smallest of L random words are found by a
+// histogram of their top bytes; only the words that share the byte of the K-th (L/256 of them) are ordered. The outputs
+// serve as scratch until they are written.
+#include "ops/masking.h"
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+#include "core/check.h"
+#include "core/parallel.h"
+#include "core/philox.h"
+
+namespace spectral {
+namespace {
+
+// From the mask: kept tokens ascending, removed tokens ascending after them.
+void write_ids(const bool* mask, int64_t num_tokens, int64_t num_keep, int64_t* ids_keep, int64_t* ids_restore) {
+    int64_t kept = 0;
+    for (int64_t token = 0; token < num_tokens; ++token) {
+        const bool keep = !mask[token];
+        ids_restore[token] = keep ? kept : num_keep + token - kept;
+        if (keep) ids_keep[kept++] = token;
+    }
+}
+
+void mask_sample(const RandomMaskParams& params, int64_t sample) {
+    const int64_t tokens = params.num_tokens, keep = params.num_keep;
+    bool* mask = params.mask + sample * tokens;
+    int64_t* ids_restore = params.ids_restore + sample * tokens;
+    auto* keys =
+        reinterpret_cast<uint64_t*>(ids_restore);  // (word << 32 | index): distinct, and ordered as the definition says
+
+    const auto seed = static_cast<uint64_t>(*params.seed), id = static_cast<uint64_t>(params.sample_ids[sample]);
+    const auto step = static_cast<uint32_t>(*params.step);
+    int64_t histogram[256] = {};
+    for (int64_t first = 0; first < tokens; first += 4) {
+        const PhiloxWords words = sample_words(seed, id, step, kPurposeMask, static_cast<uint32_t>(first / 4));
+        for (int64_t i = 0; i < std::min<int64_t>(4, tokens - first); ++i) {
+            keys[first + i] = static_cast<uint64_t>(words.word[i]) << 32 | static_cast<uint64_t>(first + i);
+            ++histogram[words.word[i] >> 24];
+        }
+    }
+    uint64_t pivot = 0;  // top byte of the K-th smallest key; all below it are kept
+    int64_t below = 0;
+    while (pivot < 255 && below + histogram[pivot] < keep) below += histogram[pivot++];
+
+    int64_t ties = 0;  // keys with the pivot byte, collected at the front of the scratch
+    for (int64_t token = 0; token < tokens; ++token) {
+        const uint64_t key = keys[token], byte = key >> 56;
+        mask[token] = byte >= pivot;
+        if (byte == pivot) keys[ties++] = key;
+    }
+    const int64_t wanted = keep - below;
+    std::nth_element(keys, keys + wanted, keys + ties);
+    for (int64_t i = 0; i < wanted; ++i) mask[keys[i] & 0xFFFFFFFFu] = false;
+    write_ids(mask, tokens, keep, params.ids_keep + sample * keep, ids_restore);
+}
+
+template <class T>
+void mask_noise(const NoiseMaskParams& params, int64_t sample) {
+    const int64_t tokens = params.num_tokens;
+    const T* noise = static_cast<const T*>(params.noise) + sample * tokens;
+    int64_t* order = params.order + sample * tokens;
+    std::iota(order, order + tokens, int64_t{0});
+    std::sort(order, order + tokens, [noise](int64_t a, int64_t b) {  // NaN last, equal noise by index: a total order
+        const bool nan_a = std::isnan(noise[a]), nan_b = std::isnan(noise[b]);
+        if (nan_a || nan_b) return nan_a == nan_b ? a < b : nan_b;
+        return noise[a] != noise[b] ? noise[a] < noise[b] : a < b;
+    });
+    for (int64_t rank = 0; rank < tokens; ++rank) {
+        params.ids_restore[sample * tokens + order[rank]] = rank;
+        params.mask[sample * tokens + order[rank]] = rank >= params.num_keep;
+    }
+    std::copy_n(order, params.num_keep, params.ids_keep + sample * params.num_keep);
+}
+
+}  // namespace
+
+void random_cube_mask_cpu(const RandomMaskParams& params, int num_threads) {
+    parallel_for(num_threads, params.batch, params.num_tokens * 32,
+                 [&](int64_t sample) { mask_sample(params, sample); });
+}
+
+void cube_mask_from_noise_cpu(const NoiseMaskParams& params, int num_threads) {
+    parallel_for(num_threads, params.batch, params.num_tokens * 256, [&](int64_t sample) {
+        params.dtype == Dtype::kFloat64 ? mask_noise<double>(params, sample) : mask_noise<float>(params, sample);
+    });
+}
+
+}  // namespace spectral

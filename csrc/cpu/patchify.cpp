@@ -1,0 +1,129 @@
+// SPDX-License-Identifier: Apache-2.0
+// Image cube <-> tokens on the CPU. One task moves one row of tokens (sample, group, y): its w tokens are contiguous,
+// and its pixels are t bands of p whole image rows, so both sides stream. A run of q pixels is one copy of constant
+// size for the usual q = 8.
+#include "ops/patchify.h"
+
+#include "core/check.h"
+#include "core/parallel.h"
+
+namespace spectral {
+namespace {
+
+enum class Direction { kToTokens, kToImage };
+
+// Copies the pixels of one token. Columns > 0: q known at compile time and pixels of a row adjacent.
+template <Direction D, int Columns, class T>
+void copy_token(const Cube& cube, T* token, T* pixels) {
+    for (int64_t c = 0; c < cube.patch_bands; ++c) {
+        for (int64_t r = 0; r < cube.patch_rows; ++r) {
+            T* row = pixels + c * cube.band_stride + r * cube.row_stride;
+            if constexpr (Columns > 0) {
+                std::memcpy(D == Direction::kToTokens ? token : row, D == Direction::kToTokens ? row : token,
+                            Columns * sizeof(T));
+                token += Columns;
+            } else {
+                for (int64_t k = 0; k < cube.patch_columns; ++k, ++token) {
+                    T& pixel = row[k * cube.column_stride];
+                    D == Direction::kToTokens ? * token = pixel : pixel = *token;
+                }
+            }
+        }
+    }
+}
+
+// Picks the copy for the cube and hands it to body, so that the choice is made once and not per token.
+template <Direction D, class T, class Body>
+void with_copy(const Cube& cube, Body body) {
+    if (cube.column_stride == 1 && cube.patch_columns == 8) return body(copy_token<D, 8, T>);
+    if (cube.column_stride == 1 && cube.patch_columns == 16) return body(copy_token<D, 16, T>);
+    if (cube.column_stride == 1 && cube.patch_columns == 4) return body(copy_token<D, 4, T>);
+    return body(copy_token<D, 0, T>);
+}
+
+template <Direction D, class T>
+void copy_grid(const Cube& cube, T* tokens, T* image, int num_threads) {
+    const int64_t rows = cube.groups() * cube.grid_rows(), columns = cube.grid_columns(), values = cube.token_values();
+    with_copy<D, T>(cube, [&](auto copy) {
+        parallel_for(num_threads, cube.batch * rows, columns * values * int64_t{sizeof(T)} * 2, [&](int64_t row) {
+            const int64_t group = row % rows / cube.grid_rows(), y = row % cube.grid_rows();
+            T* token = tokens + row * columns * values;
+            for (int64_t x = 0; x < columns; ++x, token += values)
+                copy(cube, token, image + cube.token_offset(row / rows, group, y, x));
+        });
+    });
+}
+
+void check_ids(const char* op, const GatherParams& params) {
+    const int64_t tokens = params.cube.tokens();
+    for (int64_t i = 0; i < params.cube.batch * params.num_keep; ++i) {
+        const int64_t id = params.ids_keep[i];
+        if (id < 0 || id >= tokens) {
+            fail<IndexError>(op, ": expected token ids in [0, ", tokens, "), got ", id, " at sample ",
+                             i / params.num_keep, ", place ", i % params.num_keep);
+        }
+    }
+}
+
+}  // namespace
+
+void patchify3d_cpu(const PatchifyParams& params, int num_threads) {
+    dispatch_element_size("patchify3d", params.element_size, [&](auto type) {
+        using T = typename decltype(type)::type;
+        T* image = const_cast<T*>(static_cast<const T*>(params.input));  // only read in this direction
+        copy_grid<Direction::kToTokens>(params.cube, static_cast<T*>(params.output), image, num_threads);
+    });
+}
+
+void unpatchify3d_cpu(const PatchifyParams& params, int num_threads) {
+    dispatch_element_size("unpatchify3d", params.element_size, [&](auto type) {
+        using T = typename decltype(type)::type;
+        T* tokens = const_cast<T*>(static_cast<const T*>(params.input));  // only read in this direction
+        copy_grid<Direction::kToImage>(params.cube, tokens, static_cast<T*>(params.output), num_threads);
+    });
+}
+
+void gather_patchify3d_cpu(const GatherParams& params, int num_threads) {
+    check_ids("gather_patchify3d", params);
+    const Cube& cube = params.cube;
+    dispatch_element_size("gather_patchify3d", params.element_size, [&](auto type) {
+        using T = typename decltype(type)::type;
+        T* image = const_cast<T*>(static_cast<const T*>(params.input));  // only read
+        const int64_t values = cube.token_values();
+        with_copy<Direction::kToTokens, T>(cube, [&](auto copy) {
+            parallel_for(num_threads, cube.batch, params.num_keep * values * int64_t{sizeof(T)} * 2,
+                         [&](int64_t sample) {
+                             const int64_t* ids = params.ids_keep + sample * params.num_keep;
+                             T* token = static_cast<T*>(params.output) + sample * params.num_keep * values;
+                             for (int64_t k = 0; k < params.num_keep; ++k, token += values) {
+                                 copy(cube, token, image + cube.token_offset(sample, ids[k]));
+                             }
+                         });
+        });
+    });
+}
+
+void gather_patchify3d_backward_cpu(const GatherParams& params, int num_threads) {
+    check_ids("gather_patchify3d_backward", params);
+    const Cube& cube = params.cube;
+    dispatch_floating("gather_patchify3d_backward", params.dtype, [&](auto type) {
+        using T = typename decltype(type)::type;
+        using A = accumulator_t<T>;
+        const int64_t values = cube.token_values(), pixels = cube.bands * cube.height * cube.width;
+        parallel_for(num_threads, cube.batch, pixels * int64_t{sizeof(T)}, [&](int64_t sample) {
+            T* image = static_cast<T*>(params.output);
+            std::memset(static_cast<void*>(image + sample * cube.batch_stride), 0, pixels * sizeof(T));
+            const T* grad = static_cast<const T*>(params.input) + sample * params.num_keep * values;
+            for (int64_t k = 0; k < params.num_keep;
+                 ++k, grad += values) {  // a token kept twice gets both gradients, in order
+                T* token = image + cube.token_offset(sample, params.ids_keep[sample * params.num_keep + k]);
+                for (int64_t v = 0; v < values; ++v) {
+                    T& pixel = token[cube.value_offset(v)];
+                    pixel = T(A(pixel) + A(grad[v]));
+                }
+            }
+        });
+    });
+}
+
+}  // namespace spectral
