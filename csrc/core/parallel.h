@@ -18,13 +18,12 @@ constexpr int64_t kBytesPerThread = 64 * 1024;
 
 // Calls body(i) for i in [0, count), in contiguous chunks; the first exception of any chunk is rethrown.
 template <class Body>
-void parallel_for(int num_threads, int64_t count, int64_t bytes_each, Body body) {
-    const int64_t useful = std::min<int64_t>(count, count * bytes_each / kBytesPerThread);
-    const int threads = static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(num_threads, useful)));
+void parallel_for([[maybe_unused]] int num_threads, int64_t count, [[maybe_unused]] int64_t bytes_each, Body body) {
 #if defined(_OPENMP)
-    if (threads > 1) {
+    const int64_t useful = std::min<int64_t>({num_threads, count, count * bytes_each / kBytesPerThread});
+    if (useful > 1) {
         std::exception_ptr error;
-#pragma omp parallel num_threads(threads)
+#pragma omp parallel num_threads(static_cast<int>(useful))
         {
             const int64_t team = omp_get_num_threads(), me = omp_get_thread_num();
             try {

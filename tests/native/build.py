@@ -11,59 +11,65 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
+from typing import NamedTuple
 
 import pybind11
 
 ROOT = Path(__file__).resolve().parents[2]
+CSRC = ROOT / "csrc"
 EMULATION = Path(__file__).resolve().parent / "emulation"
-SANITIZE = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-g", "-O1")
+SANITIZE = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-g")
+HEADERS = [*sorted(CSRC.rglob("*.h")), *sorted(CSRC.rglob("*.cuh")), *sorted(EMULATION.glob("*.h"))]
+UNITS = [CSRC / "bindings.cpp", *sorted(CSRC.glob("cpu/*.cpp")), *sorted(CSRC.glob("cuda/*.cu"))]
 
 
-def build(cache: Path, name: str, flags: Sequence[str] = (), edit: tuple[str, str, str] | None = None) -> Path:
-    """Compiles CPU and emulated CUDA kernels to one module; the result is kept under a hash of sources and flags.
+class Plant(NamedTuple):
+    """A change in one source file, for tests that must see a bug caught."""
 
-    `edit` = (file, old, new) plants a change in one source, for tests that must see a bug caught.
-    """
-    sources = sorted((ROOT / "csrc").rglob("*.*")) + sorted(EMULATION.glob("*"))
-    key = hashlib.sha256(
-        repr((name, flags, edit)).encode() + b"".join(path.read_bytes() for path in sources)
-    ).hexdigest()[:16]
-    folder = cache / f"{name}-{key}"
+    file: str
+    old: str
+    new: str
+
+
+def build(cache: Path, name: str = "_emulated", flags: Sequence[str] = (), plant: Plant | None = None) -> Path:
+    """Compiles CPU and emulated CUDA kernels to one module; objects are kept under a hash of sources and flags."""
+    headers = b"".join(path.read_bytes() for path in HEADERS)
+
+    def compile_unit(unit: Path) -> Path:
+        text = unit.read_text()
+        if plant and unit.name == plant.file:
+            assert text.count(plant.old) == 1, f"{plant.old!r} is not once in {unit}"
+            text = text.replace(plant.old, plant.new)
+        options = [*flags, f"-DSPECTRAL_MODULE={name}"] if unit.name == "bindings.cpp" else [*flags]
+        key = hashlib.sha256(headers + text.encode() + repr(options).encode()).hexdigest()[:16]
+        target = cache / f"{unit.parent.name}-{unit.stem}-{key}.o"
+        if not target.exists():
+            _compile(text, unit, options, target)
+        return target
+
+    with ThreadPoolExecutor(2) as pool:
+        objects = [str(path) for path in pool.map(compile_unit, UNITS)]
+    folder = cache / hashlib.sha256(repr(objects).encode()).hexdigest()[:16]
     module = folder / f"{name}{sysconfig.get_config_var('EXT_SUFFIX')}"
     if not module.exists():
-        _compile(folder, module, name, flags, edit)
+        folder.mkdir(parents=True, exist_ok=True)
+        unfinished = module.with_suffix(".tmp")
+        subprocess.run(["g++", "-shared", *flags, *objects, "-o", str(unfinished)], check=True)
+        unfinished.rename(module)
     return module
 
 
-def _compile(folder: Path, module: Path, name: str, flags: Sequence[str], edit: tuple[str, str, str] | None) -> None:
-    csrc = folder / "csrc"
-    for path in (ROOT / "csrc").rglob("*"):
-        if path.is_file():
-            copy = csrc / path.relative_to(ROOT / "csrc")
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            text = path.read_text()
-            if edit and path.name == edit[0]:
-                assert text.count(edit[1]) == 1, f"{edit[1]!r} is not once in {path}"
-                text = text.replace(edit[1], edit[2])
-            copy.write_text(text)
-    common = [
-        *("g++", "-std=c++17", "-O1", "-fPIC", "-fvisibility=hidden", *flags, "-DSPECTRAL_EMULATE", "-DSPECTRAL_CUDA"),
-        *(f"-DSPECTRAL_MODULE={name}", '-DSPECTRAL_COMPILER="g++"', '-DSPECTRAL_BUILD_TYPE="emulated"'),
-        *('-DSPECTRAL_CUDA_VERSION="emulated"', '-DSPECTRAL_CUDA_ARCHITECTURES="emulated"'),
-        *(f"-I{csrc}", f"-I{EMULATION}", f"-I{pybind11.get_include()}", f"-I{sysconfig.get_path('include')}"),
+def _compile(text: str, unit: Path, options: Sequence[str], target: Path) -> None:
+    command = [
+        *("g++", "-std=c++17", "-O1", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror"),
+        *("-DSPECTRAL_EMULATE", "-DSPECTRAL_CUDA", '-DSPECTRAL_COMPILER="g++"', '-DSPECTRAL_BUILD_TYPE="emulated"'),
+        *('-DSPECTRAL_CUDA_VERSION="emulated"', '-DSPECTRAL_CUDA_ARCHITECTURES="emulated"', *options),
+        *(f"-I{CSRC}", f"-I{EMULATION}", f"-I{pybind11.get_include()}", f"-I{sysconfig.get_path('include')}"),
     ]
-    units = [csrc / "bindings.cpp", *csrc.glob("cpu/*.cpp"), *csrc.glob("cuda/*.cu")]
-
-    def compile_one(unit: Path) -> str:
-        target = folder / f"{unit.parent.name}-{unit.stem}.o"
-        subprocess.run([*common, "-x", "c++", "-c", str(unit), "-o", str(target)], check=True)
-        return str(target)
-
-    with ThreadPoolExecutor(2) as pool:
-        objects = list(pool.map(compile_one, units))
-    unfinished = module.with_suffix(".tmp")
-    subprocess.run(["g++", "-shared", *flags, *objects, "-o", str(unfinished)], check=True)
-    unfinished.rename(module)
+    unfinished = target.with_suffix(".tmp")
+    origin = f'# 1 "{unit}"\n'  # reports name the real file
+    subprocess.run([*command, "-x", "c++", "-c", "-", "-o", str(unfinished)], input=origin + text, text=True, check=True)
+    unfinished.rename(target)
 
 
 def load(path: Path) -> ModuleType:

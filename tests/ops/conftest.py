@@ -20,7 +20,7 @@ def emulated(request: pytest.FixtureRequest) -> ModuleType:
     """The CUDA kernels, compiled for the host."""
     if shutil.which("g++") is None:
         pytest.skip("the emulation of the CUDA kernels needs g++")
-    return load(build(request.config.cache.mkdir("native"), "_emulated"))
+    return load(build(request.config.cache.mkdir("native")))
 
 
 def use_emulated(monkeypatch: pytest.MonkeyPatch, module: ModuleType) -> None:

@@ -10,7 +10,7 @@
 
 #include <ucontext.h>
 
-#include <atomic>
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <functional>
@@ -89,20 +89,21 @@ struct Machine {
         return true;
     }
 
+    static void prepare(Fiber& fiber) {
+        getcontext(&fiber.context);
+        fiber.context.uc_stack.ss_sp = fiber.stack.get();
+        fiber.context.uc_stack.ss_size = kStackBytes;
+        fiber.context.uc_link = nullptr;
+        fiber.state = State::kReady;
+        makecontext(&fiber.context, enter, 0);
+    }
+
     void run_block() {
         std::vector<int> order(block_size);
         for (int i = 0; i < block_size; ++i) order[i] = schedule == Schedule::kDescending ? block_size - 1 - i : i;
         if (schedule == Schedule::kShuffled)
             std::shuffle(order.begin(), order.end(), std::mt19937(static_cast<unsigned>(block) + 1));
-        for (int i = 0; i < block_size; ++i) {
-            Fiber& fiber = fibers[i];
-            getcontext(&fiber.context);
-            fiber.context.uc_stack.ss_sp = fiber.stack.get();
-            fiber.context.uc_stack.ss_size = kStackBytes;
-            fiber.context.uc_link = nullptr;
-            fiber.state = State::kReady;
-            makecontext(&fiber.context, enter, 0);
-        }
+        for (Fiber& fiber : fibers) prepare(fiber);
         for (;;) {
             for (const int i : order) {
                 while (fibers[i].state == State::kReady) {
