@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The layer rules of CONTRIBUTING.md, held by reading the sources: who may import whom, what lives in one place only, how long files get."""
+"""The layer rules of CONTRIBUTING.md: who may import whom, what lives in one place only, how long files get."""
 
 from __future__ import annotations
 
@@ -48,7 +48,11 @@ def imported(path: Path) -> set[str]:
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
-            names = [f"{node.module}.{alias.name}" for alias in node.names] if node.module == "spectralgpt" else [node.module]
+            names = (
+                [f"{node.module}.{alias.name}" for alias in node.names]
+                if node.module == "spectralgpt"
+                else [node.module]
+            )
         found |= {name.split(".")[1] for name in names if name.startswith("spectralgpt.")}
     return found
 
@@ -78,7 +82,9 @@ def test_sizes_and_forbidden_calls(path: Path) -> None:
     text = path.read_text()
     assert len(text.splitlines()) <= 400
     assert not re.search(FORBIDDEN, text)
-    assert not re.search(r"torch\.load\((?![^)]*weights_only=True)", text.replace("\n", " ")), "torch.load needs weights_only=True"
+    assert not re.search(r"torch\.load\((?![^)]*weights_only=True)", text.replace("\n", " ")), (
+        "torch.load needs weights_only=True"
+    )
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef) and node.end_lineno:
             doc = ast.get_docstring(node, clean=False)
@@ -101,5 +107,12 @@ def test_native_sources(path: Path) -> None:
 
 
 def test_spdx_everywhere() -> None:
-    sources = [*MODULES, *NATIVE, *ROOT.glob("tests/**/*.py"), *ROOT.glob("tools/*.py"), *ROOT.glob("benchmarks/*.py"), ROOT / "setup.py"]
+    sources = [
+        *MODULES,
+        *NATIVE,
+        *ROOT.glob("tests/**/*.py"),
+        *ROOT.glob("tools/*.py"),
+        *ROOT.glob("benchmarks/*.py"),
+        ROOT / "setup.py",
+    ]
     assert [str(path) for path in sources if "SPDX-License-Identifier: Apache-2.0" not in path.read_text()[:300]] == []

@@ -68,7 +68,9 @@ def _compile(text: str, unit: Path, options: Sequence[str], target: Path) -> Non
     ]
     unfinished = target.with_suffix(".tmp")
     origin = f'# 1 "{unit}"\n'  # reports name the real file
-    subprocess.run([*command, "-x", "c++", "-c", "-", "-o", str(unfinished)], input=origin + text, text=True, check=True)
+    subprocess.run(
+        [*command, "-x", "c++", "-c", "-", "-o", str(unfinished)], input=origin + text, text=True, check=True
+    )
     unfinished.rename(target)
 
 

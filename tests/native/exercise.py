@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs every kernel of a built module over random shapes with NumPy arrays alone and compares with NumPy: a program of its own, so that it can
-run where torch cannot, under the sanitizers.
+"""Runs every kernel of a built module over random shapes, against NumPy, with NumPy arrays alone.
+
+A program of its own, so that it can run where torch cannot: under the sanitizers.
 
     python exercise.py MODULE.so ROUNDS
 """
@@ -61,10 +62,14 @@ def permutations(kernels: ModuleType, where: tuple[str, tuple[int, ...]], rng: n
     image = window(rng, (rng.random((shape.batch, *shape.size)) * 200).astype(dtype))
     expected = shape.patchify(image)
     tokens = np.full_like(expected, 77)
-    getattr(kernels, f"patchify3d_{device}")(address(tokens), address(image), image.itemsize, *shape.cube(image), *target)
+    getattr(kernels, f"patchify3d_{device}")(
+        address(tokens), address(image), image.itemsize, *shape.cube(image), *target
+    )
     np.testing.assert_array_equal(tokens, expected)
     back = np.full(image.shape, 77, dtype)
-    getattr(kernels, f"unpatchify3d_{device}")(address(back), address(tokens), image.itemsize, *shape.cube(back), *target)
+    getattr(kernels, f"unpatchify3d_{device}")(
+        address(back), address(tokens), image.itemsize, *shape.cube(back), *target
+    )
     np.testing.assert_array_equal(back, image)
 
     keep = int(rng.integers(0, shape.tokens + 2))

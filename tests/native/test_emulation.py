@@ -25,7 +25,10 @@ def exercise(module: Path, rounds: int, sanitized: bool = False) -> subprocess.C
     environment = dict(os.environ)
     if sanitized:  # both libraries: without libstdc++ every C++ exception ends the process inside the sanitizer
         names = ("libasan.so", "libstdc++.so")
-        found = [subprocess.run(["g++", f"-print-file-name={name}"], capture_output=True, text=True).stdout.strip() for name in names]
+        found = [
+            subprocess.run(["g++", f"-print-file-name={name}"], capture_output=True, text=True).stdout.strip()
+            for name in names
+        ]
         environment |= {"LD_PRELOAD": " ".join(found), "ASAN_OPTIONS": "detect_leaks=0,detect_stack_use_after_return=0"}
     command = [sys.executable, str(EXERCISE), str(module), str(rounds)]
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=500)
@@ -37,13 +40,21 @@ def test_kernels_on_numpy_arrays(cache: Path) -> None:
 
 
 def test_emulation_catches_a_missing_barrier(cache: Path) -> None:
-    barrier = Plant("masking.cu", "        block_sync();\n        const int count = histogram", "        const int count = histogram")
+    barrier = Plant(
+        "masking.cu",
+        "        block_sync();\n        const int count = histogram",
+        "        const int count = histogram",
+    )
     result = exercise(build(cache, plant=barrier), 60)
     assert result.returncode != 0 and "AssertionError" in result.stderr
 
 
 def test_emulation_catches_a_barrier_that_not_all_threads_reach(cache: Path) -> None:
-    early = Plant("patchify.cu", "    block_sync();\n    for (int64_t other", "    if (lane_index() > 0) block_sync();\n    for (int64_t other")
+    early = Plant(
+        "patchify.cu",
+        "    block_sync();\n    for (int64_t other",
+        "    if (lane_index() > 0) block_sync();\n    for (int64_t other",
+    )
     result = exercise(build(cache, plant=early), 60)
     assert result.returncode != 0 and ("AssertionError" in result.stderr or "not reached by all" in result.stderr)
 
@@ -58,9 +69,15 @@ def test_sanitizers_find_nothing(cache: Path) -> None:
 @pytest.mark.parametrize(
     ("plant", "report"),
     [
-        (Plant("patchify.cpp", "token += values) {\n                    copy", "token += values + 1) {\n                    copy"), "heap-buffer-overflow"),
+        (
+            Plant("masking.cpp", "copy_n(order, params.num_keep,", "copy_n(order, params.num_keep + 1,"),
+            "heap-buffer-overflow",
+        ),
         (Plant("loss.cu", "if (place < positions) {  //", "if (place <= positions) {  //"), "heap-buffer-overflow"),
-        (Plant("masking.cpp", "++histogram[words.word[i] >> 24];", "histogram[0] += 1 << (words.word[i] >> 24);"), "shift exponent"),
+        (
+            Plant("masking.cpp", "++histogram[words.word[i] >> 24];", "histogram[0] += 1 << (words.word[i] >> 24);"),
+            "shift exponent",
+        ),
     ],
     ids=["overflow-on-the-cpu", "overflow-on-the-device", "undefined-shift"],
 )
