@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A model on disk: `model.safetensors` and `config.json` in one folder, the layout of the Hugging Face hub.
+
+Each file appears whole or not at all (written beside its place, flushed, renamed), the configuration last.
+Nothing read here can run code.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+import spectralgpt
+from spectralgpt.errors import UserError
+from spectralgpt.models.config import ModelConfig, make_config
+
+WEIGHTS_FILE = "model.safetensors"
+CONFIG_FILE = "config.json"
+
+
+class SavedModel(NamedTuple):
+    """The content of a folder.
+
+    Attributes:
+        kind: which model class, as in `SpectralModel.kind`.
+        config: its configuration.
+        normalization: of its pixels, as the data layer writes it.
+        tensors: its state dict.
+    """
+
+    kind: str
+    config: ModelConfig
+    normalization: dict[str, Any] | None
+    tensors: dict[str, Tensor]
+
+
+def write_pretrained(
+    folder: str | Path,
+    kind: str,
+    config: ModelConfig,
+    normalization: dict[str, Any] | None,
+    tensors: Mapping[str, Tensor],
+) -> None:
+    """Writes both files of a model.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    folder = Path(folder)
+    record = {
+        "library": "spectralgpt",
+        "version": spectralgpt.__version__,
+        "kind": kind,
+        "model": config.to_dict(),
+        "normalization": normalization,
+    }
+    text = json.dumps(record, indent=2) + "\n"
+    whole = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _replace(folder / WEIGHTS_FILE, lambda path: save_file(whole, path, metadata={"format": "pt"}))
+        _replace(folder / CONFIG_FILE, lambda path: path.write_text(text, encoding="utf-8"))
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{folder}: expected a folder that can be written, got: {error}") from error
+
+
+def read_pretrained(folder: str | Path) -> SavedModel:
+    """Reads both files of a model.
+
+    Raises:
+        UserError: names the file that is missing or damaged.
+    """
+    folder = Path(folder)
+    for name in (CONFIG_FILE, WEIGHTS_FILE):
+        if not (folder / name).is_file():
+            raise UserError(f"{folder / name}: expected a folder that save_pretrained wrote, got no such file")
+    path = folder / CONFIG_FILE
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        fields = {**record["model"]}
+        config = make_config(fields.pop("name"), **fields)
+        kind, normalization = str(record["kind"]), record["normalization"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(f"{path}: expected a model's configuration, got {type(error).__name__}: {error}") from error
+    path = folder / WEIGHTS_FILE
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path}: expected a whole safetensors file, got: {error}") from error
+    return SavedModel(kind, config, normalization, tensors)
+
+
+def _replace(path: Path, write: Callable[[Path], object]) -> None:
+    """Lets `write` fill a temporary file beside `path`, then puts it in its place in one step."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        write(temporary)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

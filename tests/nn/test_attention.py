@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+import types
+
+import pytest
+import torch
+
+from spectralgpt.errors import UserError
+from spectralgpt.nn import attention as module
+from spectralgpt.nn.attention import allowed_backends, attention, describe, last_backend, select_backend
+
+
+@pytest.fixture(autouse=True)
+def fresh_state(monkeypatch):
+    monkeypatch.setattr(module, "_taken", {})
+    monkeypatch.setattr(module, "_refused", {})
+    module._import_xformers.cache_clear()
+    yield
+    module._import_xformers.cache_clear()
+
+
+@pytest.fixture
+def xformers_first(monkeypatch):
+    """Lets a CPU tensor meet the list that a half-precision CUDA tensor meets."""
+    monkeypatch.setattr(module, "allowed_backends", lambda *case: ("xformers", "sdpa"))
+
+
+def install(monkeypatch, kernel):
+    """Puts a package named xformers with this kernel in place."""
+    ops = types.ModuleType("xformers.ops")
+    ops.memory_efficient_attention = kernel
+    monkeypatch.setitem(sys.modules, "xformers", types.ModuleType("xformers"))
+    monkeypatch.setitem(sys.modules, "xformers.ops", ops)
+
+
+def inputs(dtype=torch.float32):
+    torch.manual_seed(0)
+    return [torch.randn(2, 9, 3, 8, dtype=dtype) for _ in range(3)]
+
+
+def explicit(q, k, v):
+    weights = torch.einsum("bnhd,bmhd->bhnm", q, k).div(q.shape[-1] ** 0.5).softmax(-1)
+    return torch.einsum("bhnm,bmhd->bnhd", weights, v)
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "head_dim", "expected"),
+    [
+        ("cuda", torch.bfloat16, 64, ("xformers", "sdpa")),
+        ("cuda", torch.float16, 80, ("xformers", "sdpa")),
+        ("cuda", torch.float16, 32, ("xformers", "sdpa")),
+        ("cuda", torch.float32, 64, ("sdpa",)),
+        ("cuda", torch.bfloat16, 20, ("sdpa",)),
+        ("cuda", torch.bfloat16, 512, ("sdpa",)),
+        ("cpu", torch.bfloat16, 64, ("sdpa",)),
+        ("cpu", torch.float32, 64, ("sdpa",)),
+        ("mps", torch.float16, 64, ("sdpa",)),
+    ],
+)
+def test_allowed_list(device, dtype, head_dim, expected):
+    assert allowed_backends(device, dtype, head_dim) == expected
+
+
+def test_selection_skips_what_is_unavailable_and_always_answers():
+    case = ("cuda", torch.bfloat16, 64)
+    assert select_backend(*case) == "xformers"
+    assert select_backend(*case, unavailable={"xformers"}) == "sdpa"
+    assert select_backend(*case, unavailable={"xformers", "sdpa"}) == "sdpa"
+
+
+def test_equals_explicit_softmax_with_gradients():
+    ours, theirs = inputs(torch.float64), inputs(torch.float64)
+    for tensor in ours + theirs:
+        tensor.requires_grad_()
+    out, expected = attention(*ours), explicit(*theirs)
+    torch.testing.assert_close(out, expected)
+    out.square().sum().backward()
+    expected.square().sum().backward()
+    for mine, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine.grad, other.grad)
+
+
+def test_says_which_backend_it_took():
+    assert last_backend() is None
+    assert describe() == "attention: not used yet"
+    attention(*inputs())
+    assert last_backend() == "sdpa"
+    assert describe() == "attention: sdpa for cpu float32 head dim 8"
+
+
+def test_a_missing_xformers_falls_to_sdpa_and_is_said_once(monkeypatch, caplog, xformers_first):
+    monkeypatch.setitem(sys.modules, "xformers", None)
+    monkeypatch.setitem(sys.modules, "xformers.ops", None)
+    with caplog.at_level(logging.WARNING):
+        outs = [attention(*inputs()) for _ in range(3)]
+    torch.testing.assert_close(outs[2], explicit(*inputs()))
+    assert len(caplog.records) == 1
+    assert "xformers does not serve cpu float32 head dim 8" in caplog.text
+    assert last_backend() == "sdpa"
+    assert "xformers refused" in describe()
+
+
+def test_an_xformers_built_for_another_torch_falls_to_sdpa(monkeypatch, caplog, xformers_first):
+    install(monkeypatch, explicit)
+    del sys.modules["xformers.ops"].memory_efficient_attention
+    torch.testing.assert_close(attention(*inputs()), explicit(*inputs()))
+    assert "import xformers failed" in caplog.text
+
+
+def test_a_refusing_xformers_falls_to_sdpa(monkeypatch, caplog, xformers_first):
+    def refuse(q, k, v):
+        raise NotImplementedError("No operator found\nlong table")
+
+    install(monkeypatch, refuse)
+    with caplog.at_level(logging.WARNING):
+        torch.testing.assert_close(attention(*inputs()), explicit(*inputs()))
+    assert "(No operator found)" in caplog.text
+
+
+def test_xformers_gets_the_layout_it_wants(monkeypatch, xformers_first):
+    install(monkeypatch, explicit)  # (B, N, heads, head_dim), as xformers defines it
+    torch.testing.assert_close(attention(*inputs()), explicit(*inputs()))
+    assert last_backend() == "xformers"
+
+
+def test_an_insisted_backend_never_falls(monkeypatch):
+    monkeypatch.setitem(sys.modules, "xformers", None)
+    monkeypatch.setitem(sys.modules, "xformers.ops", None)
+    with pytest.raises(UserError, match="expected xformers to serve cpu float32 head dim 8, got"):
+        attention(*inputs(), "xformers")
+    with pytest.raises(UserError, match="expected auto or one of xformers, sdpa, got 'flash'"):
+        attention(*inputs(), "flash")
+
+
+def test_tracing_takes_torchs_operator(xformers_first):
+    def traced(q, k, v):
+        return attention(q, k, v)
+
+    compiled = torch.compile(traced, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(*inputs()), explicit(*inputs()))
+    assert "xformers" not in describe()
+
+
+def test_a_cpu_run_never_imports_xformers():
+    code = """
+import sys, torch, spectralgpt
+from spectralgpt import ops
+model = spectralgpt.create_autoencoder("tiny", image_size=16)
+with torch.autocast("cpu", torch.bfloat16):
+    model(torch.rand(1, 12, 16, 16), ops.random_cube_mask(torch.arange(1), 16, 0.5, seed=0)).loss.backward()
+assert not [name for name in sys.modules if name.startswith("xformers")]
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
