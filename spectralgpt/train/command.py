@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The steps of `spectralgpt train` around the loop: recipe, folder, data, model, and the few lines about them.
+
+Order matters: the folder is locked and proven writable before any work, and it disappears again if the data or
+the model does not fit.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from spectralgpt.errors import UserError
+from spectralgpt.nn.attention import select_backend
+from spectralgpt.ops import _native
+from spectralgpt.train import recipe
+from spectralgpt.train.checkpoint import Checkpoint, Checkpoints
+from spectralgpt.train.config import RunConfig
+from spectralgpt.train.folder import RunFolder
+from spectralgpt.train.interrupt import Interrupted
+from spectralgpt.train.loop import train
+from spectralgpt.train.run import Run, prepare
+
+
+def run_training(options: Mapping[str, str]) -> int:
+    """Trains as the options of the command line say; returns the exit code.
+
+    Raises:
+        UserError: anything the user can mend; a new run's folder is gone again unless training had begun.
+    """
+    overrides = dict(options)
+    recipe_path, resume = overrides.pop("config", None), overrides.pop("resume", None)
+    print_config = overrides.pop("print_config", None) is not None
+    folder = RunFolder(Path(resume)) if resume else None
+    stored = folder.stored_config() if folder is not None else None
+    config = _configure(recipe_path or stored, overrides)
+    if resume == "":
+        folder = RunFolder.find(config.output, config.name)
+        config = _configure(recipe_path or folder.stored_config(), overrides)
+    if print_config:
+        print(recipe.to_yaml(config), end="")
+        return 0
+    with folder or RunFolder.create(config.output, config.name) as folder:
+        checkpoints = Checkpoints(folder.checkpoints, config.keep_checkpoints)
+        saved = checkpoints.load_latest() if resume is not None else None
+        run = prepare(config, saved)
+        folder.write_config(recipe.to_yaml(config))
+        _announce(run, folder, config, saved)
+        return _train(run, folder, checkpoints)
+
+
+def _configure(path: str | Path | None, overrides: Mapping[str, str]) -> RunConfig:
+    tree = recipe.read(path)
+    recipe.override(tree, overrides)
+    return recipe.build(tree)
+
+
+def _train(run: Run, folder: RunFolder, checkpoints: Checkpoints) -> int:
+    try:
+        train(run, folder, checkpoints)
+    except Interrupted as end:
+        print(f"{end}; the state is saved: --resume {folder.path} goes on", file=sys.stderr)
+        return end.exit_code
+    except OSError as error:  # a full disk meets the log first
+        raise UserError(
+            f"{error.filename or folder.path}: {error.strerror}; make room, then --resume {folder.path}"
+        ) from error
+    print(f"model       {folder.model}   spectralgpt.from_pretrained({str(folder.model)!r})")
+    print(f"figures     {folder.figures}")
+    print(f"metrics     {folder.metrics}")
+    print(f"curves      tensorboard --logdir {folder.tensorboard}")
+    return 0
+
+
+def _announce(run: Run, folder: RunFolder, config: RunConfig, saved: Checkpoint | None) -> None:
+    model = run.autoencoder.config
+    parameters = sum(parameter.numel() for parameter in run.autoencoder.parameters())
+    head_dim = model.embed_dim // model.num_heads
+    native = "native" if run.device.type in _native.devices() else "reference (PyTorch)"
+    print(f"data        {run.windows[run.progress.stage][0].describe()}")
+    print(
+        f"model       {model.name}, {parameters / 1e6:.1f} M parameters, {model.num_tokens} tokens of "
+        f"{' x '.join(map(str, model.patch_size))} values"
+    )
+    print(
+        f"device      {run.device}, {torch.get_num_threads()} threads, {str(run.dtype).removeprefix('torch.')}; "
+        f"operators {native}, "
+        f"attention {select_backend(run.device.type, run.dtype, head_dim)}"
+    )
+    print(f"run         {folder.path}" + (f", goes on after step {saved.step}" if saved else ""), flush=True)
+    if saved is None and folder.path.name != config.name:
+        print(f"            {config.name} is taken by a former run; --resume would continue the newest one")

@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a pretraining run is: frozen dataclasses, one per component, checked before anything is written.
+
+A recipe is YAML over these classes and nothing else (`train/recipe.py`), so a recipe from a stranger can name
+values but never code.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import PurePath
+from typing import Literal
+
+from spectralgpt.data.datasets.scene import DataConfig
+from spectralgpt.errors import UserError
+
+
+@dataclass(frozen=True)
+class ModelSection:
+    """The autoencoder: a named size, its loss, and what differs from it; data and stages give bands and image size.
+
+    Attributes:
+        name: size; it gives every width and depth left at 0.
+        normalize_targets: rebuild each token at zero mean and unit variance.
+        spectral_targets: tokens that the spectral term sums: the ones scored, or always the raw ones.
+        token_weight: weight of the error of the hidden tokens.
+        spectral_weight: weight of the error of the spectra summed over the band groups.
+        patch_size: bands, rows and columns of a token.
+        embed_dim: channels of the encoder.
+        depth: blocks of the encoder.
+        num_heads: attention heads of the encoder.
+        mlp_ratio: hidden width of an MLP relative to its input.
+        drop_path: chance that the last encoder block skips a branch in training.
+        position_embedding: one vector for space plus one for the spectrum, or one per token.
+        decoder_embed_dim: channels of the decoder.
+        decoder_depth: blocks of the decoder.
+        decoder_num_heads: attention heads of the decoder.
+    """
+
+    name: Literal["tiny", "small", "base", "large", "huge"] = "tiny"
+    normalize_targets: bool = False
+    spectral_targets: Literal["same", "raw"] = "same"
+    token_weight: float = 1.0
+    spectral_weight: float = 1.0
+    patch_size: tuple[int, int, int] = (3, 8, 8)
+    embed_dim: int = 0
+    depth: int = 0
+    num_heads: int = 0
+    mlp_ratio: float = 4.0
+    drop_path: float = 0.0
+    position_embedding: Literal["separable", "flat"] = "separable"
+    decoder_embed_dim: int = 0
+    decoder_depth: int = 0
+    decoder_num_heads: int = 0
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW and what guards it.
+
+    Attributes:
+        betas: decay of the two running moments.
+        weight_decay: for weights of two and more dimensions, as published; biases and norms are exempt.
+        clip_norm: largest gradient norm; null leaves gradients as they are.
+        max_skipped: consecutive steps with a non-finite loss or gradient after which the run stops.
+    """
+
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = 0.05
+    clip_norm: float | None = None
+    max_skipped: int = 5
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    """One stage of progressive pretraining: an image size and its own schedule.
+
+    Attributes:
+        name: what the stage is called in logs.
+        image_size: height and width of the training windows in pixels.
+        steps: optimizer steps.
+        batch_size: windows per forward pass.
+        accumulate: forward passes per optimizer step.
+        lr: learning rate after the warm-up.
+        min_lr: learning rate at the end of the half cosine.
+        warmup_steps: steps of linear warm-up.
+        mask_ratio: share of tokens hidden from the encoder.
+    """
+
+    name: str = "pretrain"
+    image_size: int = 96
+    steps: int = 1000
+    batch_size: int = 8
+    accumulate: int = 1
+    lr: float = 1.5e-3
+    min_lr: float = 0.0
+    warmup_steps: int = 100
+    mask_ratio: float = 0.9
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """A whole run; its folder is `<output>/<name>`.
+
+    Attributes:
+        name: the run's folder; if it is taken, a number is added.
+        output: folder that holds the runs.
+        seed: decides weights, crops, flips, order and masks.
+        device: auto takes CUDA where there is one.
+        precision: auto is bf16 autocast on CUDA and fp32 elsewhere.
+        deterministic: only deterministic kernels on CUDA, for runs that resume to the bit there.
+        threads: CPU threads; null is PyTorch's choice. A run resumes to the bit at an equal number only.
+        model: the autoencoder.
+        data: the images.
+        optim: the optimizer.
+        stages: run one after another; weights carry over, optimizer and schedule start afresh.
+        log_every: steps between two readings of the losses; every step's numbers are kept either way.
+        validate_every: steps of a stage between validations; 0 validates only at a stage's end.
+        checkpoint_every: steps of a stage between checkpoints; 0 saves only at a stage's end.
+        keep_checkpoints: newest checkpoints that stay, at least 2.
+    """
+
+    name: str = "pretrain"
+    output: str = "runs"
+    seed: int = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    deterministic: bool = False
+    threads: int | None = None
+    model: ModelSection = field(default_factory=ModelSection)
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    stages: list[StageConfig] = field(default_factory=lambda: [StageConfig()])
+    log_every: int = 10
+    validate_every: int = 1000
+    checkpoint_every: int = 1000
+    keep_checkpoints: int = 2
+
+    def check(self) -> None:
+        """Raises a `UserError` for values that cannot work together or make no sense on their own."""
+        if not self.name or PurePath(self.name).name != self.name:
+            raise UserError(f"name: expected a plain folder name, got {self.name!r}; folders above it go to `output`")
+        if not self.stages:
+            raise UserError("stages: expected at least one stage, got none")
+        for index, stage in enumerate(self.stages):
+            self._check_stage(f"stages.{index}", stage)
+        _at_least(1, log_every=self.log_every, max_skipped=self.optim.max_skipped, threads=self.threads or 1)
+        _at_least(0, seed=self.seed, validate_every=self.validate_every, checkpoint_every=self.checkpoint_every)
+        _at_least(2, keep_checkpoints=self.keep_checkpoints)  # the newest may be found damaged
+        if not 0 < self.data.val_fraction < 1:
+            raise UserError(f"data.val_fraction: expected a share between 0 and 1, got {self.data.val_fraction}")
+
+    def _check_stage(self, key: str, stage: StageConfig) -> None:
+        for name in ("image_size", "steps", "batch_size", "accumulate"):
+            _at_least(1, **{f"{key}.{name}": getattr(stage, name)})
+        _at_least(0, **{f"{key}.warmup_steps": stage.warmup_steps})
+        if not 0 < stage.mask_ratio < 1:
+            raise UserError(f"{key}.mask_ratio: expected a share between 0 and 1, got {stage.mask_ratio}")
+        for patch in self.model.patch_size[1:]:
+            if patch < 1 or stage.image_size % patch:
+                raise UserError(
+                    f"{key}.image_size: expected a multiple of the patch's {patch} pixels, got {stage.image_size}; "
+                    f"{max(1, stage.image_size // max(patch, 1)) * patch} would do"
+                )
+
+
+def _at_least(least: int, **values: int) -> None:
+    for key, value in values.items():
+        if value < least:
+            raise UserError(f"{key}: expected at least {least}, got {value}")

@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Leaving in order when the scheduler or the user asks: finish the step, save, then exit with the signal's code."""
+
+from __future__ import annotations
+
+import signal
+from types import FrameType, TracebackType
+from typing import Any
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class Interrupted(Exception):
+    """The run was asked to stop and has saved its state.
+
+    Attributes:
+        exit_code: 128 + the signal's number, 143 for SIGTERM.
+    """
+
+    def __init__(self, number: int) -> None:
+        """Names the signal."""
+        super().__init__(f"stopped by {signal.Signals(number).name}")
+        self.exit_code = 128 + number
+
+
+class StopSignals:
+    """Remembers the first SIGTERM or Ctrl-C inside the `with` block; a second one acts at once, as ever."""
+
+    requested: int = 0
+    """The signal's number; 0 as long as none came."""
+
+    def __enter__(self) -> StopSignals:
+        """Installs the handlers."""
+        self._former: dict[int, Any] = {number: signal.signal(number, self._remember) for number in _SIGNALS}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Puts the former handlers back."""
+        self._restore()
+
+    def _remember(self, number: int, frame: FrameType | None) -> None:
+        self.requested = number
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._former.items():
+            signal.signal(number, handler)

@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a YAML recipe and command-line options to a checked `RunConfig`.
+
+Options are laid over the recipe's tree before the types are checked, so a stage's field is reached by its place
+in the list (`--stages.0.steps 200`) and one check of the keys serves files and options alike. Types, defaults
+and the key list of `--help` are jsonargparse's; only plain dataclasses are offered to it and unknown keys are
+refused first, so no recipe can import code.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import re
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser
+
+from spectralgpt.errors import UserError
+from spectralgpt.train.config import RunConfig
+
+QUICKSTART = Path(__file__).resolve().parents[2] / "configs" / "quickstart.yaml"
+
+_DESCRIPTION = """Pretrains a masked autoencoder. Without arguments: configs/quickstart.yaml, minutes on two CPU cores.
+Every key below can stand in the recipe or be given as an option, stages by their place: --stages.0.lr 1e-3
+Own images: --data.root FOLDER (GeoTIFFs; or folders with one file per band)."""
+
+_OPTIONS = {
+    "--config FILE": "the recipe, YAML",
+    "--resume [RUN]": "continue the newest run of the recipe's name, or the run in this folder",
+    "--print_config": "print the whole recipe after all options, and stop",
+    "--KEY VALUE": "any key below",
+}
+
+
+def read(path: str | Path | None) -> dict[str, Any]:
+    """The tree of a YAML recipe; without a path the quickstart's."""
+    if path is None and not QUICKSTART.is_file():
+        raise UserError("--config: expected a recipe: this installation does not hold configs/quickstart.yaml")
+    path = Path(path or QUICKSTART)
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"--config: cannot read {path}: {getattr(error, 'strerror', None) or 'not a text file'}"
+        ) from error
+    except yaml.YAMLError as error:
+        raise UserError(f"--config: {path} is no YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(tree, dict):
+        raise UserError(f"--config: expected keys and values in {path}, got {type(tree).__name__}")
+    return tree
+
+
+def override(tree: dict[str, Any], options: Mapping[str, str]) -> None:
+    """Lays dotted options over the tree, e.g. `{"stages.0.lr": "1e-3"}`."""
+    for key, text in options.items():
+        *parents, last = key.split(".")
+        node: Any = tree
+        for parent in parents:
+            if isinstance(node, list):
+                node = node[_index(node, parent, key)]
+            elif isinstance(node, dict):
+                node = node.setdefault(parent, {})
+        value = _value(key, text)
+        if isinstance(node, list):
+            node[_index(node, last, key)] = value
+        elif isinstance(node, dict):
+            node[last] = value
+        else:
+            raise UserError(f"--{key}: {'.'.join(parents)} holds no keys")
+
+
+def build(tree: dict[str, Any]) -> RunConfig:
+    """Checks keys, types and values of a recipe's tree."""
+    _check_keys(tree, RunConfig, "")
+    with _one_line_errors():
+        config: RunConfig = _parser().instantiate(_parser().parse_object({"run": tree})).run
+    config.check()
+    return config
+
+
+def to_yaml(config: RunConfig) -> str:
+    """The whole recipe, defaults included, in the order of the classes."""
+    tree = dataclasses.asdict(config)
+    return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, default_flow_style=False, width=120)
+
+
+def parse_options(arguments: Sequence[str]) -> dict[str, str]:
+    """`--key value`, `--key=value` and bare `--key` (an empty value) to a mapping."""
+    options: dict[str, str] = {}
+    key = ""
+    for argument in arguments:
+        if argument.startswith("--"):
+            key, has_value, value = argument[2:].partition("=")
+            options[key] = value
+            key = "" if has_value else key
+        elif key:
+            options[key], key = argument, ""
+        else:
+            raise UserError(f"{argument}: expected `--key value`; `spectralgpt train --help` lists the keys")
+    return options
+
+
+def help_text() -> str:
+    """The options, then every key with its type, default and meaning, read from the dataclasses themselves."""
+    lines = [_DESCRIPTION, "", "options:"]
+    lines += [f"  {name:24} {meaning}" for name, meaning in _OPTIONS.items()]
+    return "\n".join([*lines, "", "keys of a recipe (type; default):", *_describe_keys(RunConfig, "")])
+
+
+def _describe_keys(section: type, prefix: str) -> Iterator[str]:
+    """Plain keys first, then the sections."""
+    found = re.findall(r"^ {8}(\w+): (.*(?:\n {12}.*)*)", section.__doc__ or "", re.MULTILINE)
+    meanings = {name: " ".join(text.split()).rstrip(".") for name, text in found}
+    fields = _fields(section)
+    for name, (annotation, inner) in fields.items():
+        if inner is None:
+            kind = re.sub(r"Literal\[(.*)\]", lambda match: match[1].replace("'", "").replace(", ", " | "), annotation)
+            yield f"  --{prefix + name:32} {meanings.get(name, '')} ({kind}; {_plain(getattr(section(), name))})"
+    for name, (annotation, inner) in fields.items():
+        if inner is not None:
+            place = f"{prefix}{name}." + ("<place>." if annotation.startswith("list[") else "")
+            yield f"\n  {place}*  {meanings.get(name, '')}"
+            yield from _describe_keys(inner, place)
+
+
+def _plain(value: Any) -> str:  # noqa: ANN401
+    if isinstance(value, tuple):
+        return "[" + ", ".join(map(_plain, value)) + "]"
+    return "null" if value is None else str(value)
+
+
+def _fields(section: type) -> dict[str, tuple[str, type | None]]:
+    """Each key of a section: its annotation as written, and the dataclass it holds (one or a list of them), if any."""
+    hints = typing.get_type_hints(section)
+    found: dict[str, tuple[str, type | None]] = {}
+    for field in dataclasses.fields(section):
+        hint = hints[field.name]
+        inner = typing.get_args(hint)[0] if typing.get_origin(hint) is list else hint
+        found[field.name] = (
+            str(field.type),
+            inner if isinstance(inner, type) and dataclasses.is_dataclass(inner) else None,
+        )
+    return found
+
+
+def _check_keys(tree: Any, section: type, prefix: str) -> None:  # noqa: ANN401
+    """Refuses unknown keys with the nearest known one, and sections that are no mapping (or no list of them)."""
+    if not isinstance(tree, dict):
+        raise UserError(f"{prefix.rstrip('.')}: expected keys and values, got {tree!r}")
+    fields = _fields(section)
+    for key, value in tree.items():
+        if key not in fields:
+            raise UserError(f"{prefix}{key}: unknown key{_nearest(str(key), prefix, fields)}")
+        annotation, inner = fields[key]
+        if inner is None:
+            continue
+        if not annotation.startswith("list["):
+            _check_keys(value, inner, f"{prefix}{key}.")
+        elif isinstance(value, list):
+            for index, item in enumerate(value):
+                _check_keys(item, inner, f"{prefix}{key}.{index}.")
+        else:
+            raise UserError(
+                f"{prefix}{key}: expected a list, got {value!r}; one of them is --{prefix}{key}.0.KEY VALUE"
+            )
+
+
+def _nearest(key: str, prefix: str, fields: Mapping[str, Any]) -> str:
+    match = difflib.get_close_matches(key, fields, n=1, cutoff=0.5)
+    return f"; did you mean {prefix}{match[0]}?" if match else f"; known here: {', '.join(fields)}"
+
+
+def _value(key: str, text: str) -> Any:  # noqa: ANN401
+    """Lists and sections are YAML; everything else stays text until its type is known."""
+    if not text.startswith(("[", "{")):
+        return text
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"--{key}: expected YAML like [a, b] or {{key: value}}, got {text!r}") from error
+
+
+def _index(items: list[Any], text: str, key: str) -> int:
+    if text.isdecimal() and int(text) < len(items):
+        return int(text)
+    raise UserError(f"--{key}: expected a place from 0 to {len(items) - 1} in the list, got {text!r}")
+
+
+@contextlib.contextmanager
+def _one_line_errors() -> Iterator[None]:
+    """Turns jsonargparse's nested report into `key: expected type, got value`."""
+    try:
+        yield
+    except (ArgumentError, TypeError, ValueError) as error:
+        text = str(error)
+        keys = [key for key in re.findall(r'Parser key "([^"]+)"', text)]
+        value = re.search(r"(?:Got|Given) value: (.*)", text)
+        if not keys or value is None:
+            raise UserError(" ".join(text.split())) from error
+        key = ".".join(keys).removeprefix("run.")
+        raise UserError(f"{key}: expected {_annotation(key)}, got {value.group(1)!r}") from error
+
+
+def _annotation(key: str) -> str:
+    section: type | None = RunConfig
+    annotation = "another type"
+    for name in key.split("."):
+        annotation, section = _fields(section)[name] if section else (annotation, None)
+    return annotation
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--run", type=RunConfig)
+    return parser
+
+
+class _Dumper(yaml.SafeDumper):
+    """Tuples as lists, and lists of plain values on one line."""
+
+
+def _represent(dumper: yaml.SafeDumper, value: Sequence[Any]) -> yaml.Node:
+    inline = not any(isinstance(item, dict) for item in value)
+    return dumper.represent_sequence("tag:yaml.org,2002:seq", value, flow_style=inline)
+
+
+_Dumper.add_representer(tuple, _represent)
+_Dumper.add_representer(list, _represent)

@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A validation: PSNR over every held-out window, and a figure of a few of them under the same masks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.data import default_collate
+
+from spectralgpt import ops
+from spectralgpt.data.datasets.scene import SceneWindows
+from spectralgpt.models.autoencoder import Autoencoder
+from spectralgpt.models.base import arrange_bands
+from spectralgpt.train.config import StageConfig
+from spectralgpt.train.metrics import Reconstruction, denormalize, evaluate
+from spectralgpt.viz.figures import Example, reconstruction_figure
+
+_EXAMPLES = 3
+
+
+class Validation:
+    """The held-out windows of one stage."""
+
+    def __init__(self, windows: SceneWindows, stage: StageConfig, seed: int, device: torch.device) -> None:
+        """Chooses the windows to picture by fixed ranks of contrast, so that open water is not all one sees."""
+        self.windows = windows
+        self.stage = stage
+        self.seed = seed
+        self.device = device
+        contrast = torch.cat([batch["image"].std((2, 3)).mean(1) for batch in self._batches()])
+        ranks = torch.linspace(0.95, 0.55, _EXAMPLES) * (len(windows) - 1)
+        self._pictured = contrast.argsort()[ranks.round().long()].unique().tolist()
+
+    def measure(self, autoencoder: Autoencoder) -> Reconstruction:
+        """PSNR of the model and the baselines over all windows."""
+        return evaluate(
+            autoencoder, self._batches(), mask_ratio=self.stage.mask_ratio, seed=self.seed, device=self.device
+        )
+
+    @torch.no_grad()
+    def draw(self, autoencoder: Autoencoder, path: Path, title: str) -> None:
+        """Writes the figure; visible tokens are kept as they are, hidden ones come from the model."""
+        config = autoencoder.config
+        batch = default_collate([self.windows[0, index] for index in self._pictured])
+        image, valid, sample_id = (batch[key].to(self.device) for key in ("image", "valid", "sample_id"))
+        mask = ops.random_cube_mask(sample_id, valid.shape[1], self.stage.mask_ratio, seed=self.seed)
+        was_training = autoencoder.training
+        autoencoder.eval()
+        prediction = autoencoder(image, mask, valid=valid).prediction.float()
+        autoencoder.train(was_training)
+        truth = ops.patchify3d(arrange_bands(image, config), config.patch_size)
+        if config.normalize_targets:
+            prediction = denormalize(prediction, truth)
+            title += ", level and contrast of each token taken from the truth"
+        rebuilt = torch.where(mask.mask[:, :, None], prediction, truth)
+        hidden = mask.mask[:, :, None].expand_as(truth)
+        shown = list(dict.fromkeys(config.band_order))  # a band repeated to fill a group is drawn once
+        columns = [config.band_order.index(band) for band in shown]
+        cubes = (self._cube(tokens, autoencoder)[:, columns].cpu().numpy() for tokens in (truth, rebuilt, hidden))
+        examples = [Example(self._name(index), *arrays) for index, *arrays in zip(self._pictured, *cubes, strict=True)]
+        reconstruction_figure(
+            path,
+            examples,
+            [self.windows.band_names[band] for band in shown],
+            [self.windows.wavelengths[band] for band in shown],
+            title=title,
+            unit="normalised reflectance",
+        )
+
+    def _batches(self) -> Iterator[dict[str, Tensor]]:
+        """All windows in order, without a DataLoader: that would draw from the generator drop path uses."""
+        size = self.stage.batch_size
+        for start in range(0, len(self.windows), size):
+            yield default_collate(
+                [self.windows[0, index] for index in range(start, min(start + size, len(self.windows)))]
+            )
+
+    def _cube(self, tokens: Tensor, autoencoder: Autoencoder) -> Tensor:
+        config = autoencoder.config
+        return ops.unpatchify3d(tokens, (len(config.band_order), *config.height_width), config.patch_size)
+
+    def _name(self, index: int) -> str:
+        scene, row, column = self.windows.origin(index)
+        return f"{scene}\nrow {row}, column {column}"

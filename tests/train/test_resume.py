@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""kill -9 at any moment, then `--resume`: metrics and weights equal those of a run that nobody disturbed, byte
+for byte."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import small_run
+import yaml
+
+from spectralgpt.data.synthetic import synthetic_scene
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("image") / "scene.tif"
+    synthetic_scene(path, 64, 128, seed=1)
+    return path
+
+
+@pytest.fixture(scope="module")
+def undisturbed(image: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    assert small_run.run({"config": str(small_run.write_recipe(folder, image))}).code == 0
+    return folder / "runs" / "run"
+
+
+def last_step(run: Path) -> int:
+    return max(json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines())
+
+
+def last_checkpoint(run: Path) -> int:
+    return max(int(path.name.removeprefix("step-")) for path in (run / "checkpoints").glob("step-*"))
+
+
+def test_a_run_writes_what_it_promises(undisturbed: Path) -> None:
+    rows = [json.loads(line) for line in (undisturbed / "metrics.jsonl").read_text().splitlines()]
+    losses = [row for row in rows if "loss" in row]
+    assert [row["step"] for row in losses] == list(range(1, 15))
+    assert [row["stage"] for row in losses] == ["first"] * 8 + ["second"] * 6
+    assert losses[-1]["samples"] == 8 * 2 * 2 + 6 * 2
+    validations = [row for row in rows if "psnr" in row]
+    assert [row["step"] for row in validations] == [5, 8, 13, 14]
+    assert {"psnr", "psnr_nearest", "psnr_mean", "validation_loss", "windows"} <= set(validations[0])
+    assert sorted(path.name for path in (undisturbed / "figures").iterdir()) == [
+        f"step-{n}.png" for n in (13, 14, 5, 8)
+    ]
+    assert sorted(path.name for path in (undisturbed / "checkpoints").iterdir()) == ["step-11", "step-14"]
+    assert list((undisturbed / "tensorboard").iterdir())
+    assert yaml.safe_load((undisturbed / "config.yaml").read_text())["stages"][1]["image_size"] == 24
+
+
+def test_the_exported_model_loads_with_bands_and_normalisation(undisturbed: Path) -> None:
+    import spectralgpt
+
+    model = spectralgpt.from_pretrained(undisturbed / "model")
+    assert model.config.height_width == (24, 24)
+    assert model.config.band_names[:2] == ("B01", "B02")
+    assert len(model.config.wavelengths) == 12
+    assert model.normalization is not None
+
+
+def test_however_often_killed_the_curve_is_the_same_to_the_byte(image: Path, undisturbed: Path, tmp_path: Path) -> None:
+    """Checkpoints are due at steps 3, 6, 8 (the first stage's end), 11 and 14; comments: where each attempt starts."""
+    recipe = small_run.write_recipe(tmp_path, image)
+    run = tmp_path / "runs" / "run"
+    kills = [
+        (small_run.kill_after_step, 5),  # 0
+        (small_run.kill_inside_save, 2),  # 3, dies saving step 6
+        (small_run.kill_after_step, 8),  # 3
+        (small_run.kill_inside_save, 3),  # 6, dies saving step 8
+        (small_run.kill_after_step, 10),  # 6
+        (small_run.kill_after_step, 13),  # 8, at the boundary
+        (small_run.kill_inside_save, 4),  # 11, dies saving step 14
+    ]
+    redone = 0
+    options = {"config": str(recipe)}
+    for kill, when in kills:
+        assert small_run.run(options, before=kill, arguments=(when,)).code == -9
+        redone += last_step(run) - last_checkpoint(run)
+        options = {"resume": str(run)}
+    assert redone >= 8, "a test that redoes no step proves nothing"
+    assert small_run.run(options).code == 0
+    for name in ("metrics.jsonl", "model/model.safetensors", "model/config.json"):
+        assert (run / name).read_bytes() == (undisturbed / name).read_bytes(), name
+
+
+def test_sigterm_finishes_the_step_saves_and_exits_with_143(image: Path, undisturbed: Path, tmp_path: Path) -> None:
+    recipe = small_run.write_recipe(tmp_path, image)
+    run = tmp_path / "runs" / "run"
+    assert small_run.run({"config": str(recipe)}, before=small_run.terminate_after_step, arguments=(4,)).code == 143
+    assert last_step(run) == last_checkpoint(run) == 4
+    assert small_run.run({"config": str(recipe), "resume": ""}).code == 0
+    assert (run / "metrics.jsonl").read_bytes() == (undisturbed / "metrics.jsonl").read_bytes()
+
+
+def test_another_model_is_refused_and_names_the_key(undisturbed: Path) -> None:
+    before = {
+        path: path.stat().st_mtime_ns for path in undisturbed.rglob("*") if path.is_file() and path.name != ".lock"
+    }
+    code, stderr = small_run.run({"resume": str(undisturbed), "model.depth": "3"})
+    assert code == 2
+    assert "model.depth (2 before, 3 now)" in stderr
+    assert stderr.count("\n") == 1
+    assert before == {path: path.stat().st_mtime_ns for path in before}, "a refused run changes nothing"
+
+
+def test_a_finished_run_may_be_resumed_and_stays_as_it_is(undisturbed: Path) -> None:
+    metrics = (undisturbed / "metrics.jsonl").read_bytes()
+    assert small_run.run({"resume": str(undisturbed)}).code == 0
+    assert (undisturbed / "metrics.jsonl").read_bytes() == metrics
+
+
+def test_a_run_that_diverges_stops_and_keeps_its_checkpoint(image: Path, tmp_path: Path) -> None:
+    recipe = small_run.write_recipe(tmp_path, image, optim={"max_skipped": 2})
+    code, stderr = small_run.run({"config": str(recipe), "stages.0.lr": "1e30", "checkpoint_every": "1"})
+    assert code == 2
+    assert "lower the learning rate" in stderr
+    assert stderr.splitlines()[-1].startswith("error: ")
