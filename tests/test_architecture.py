@@ -29,10 +29,10 @@ ONLY_IN = {
     r"\bimport _C\b|\b_C\b.*import|spectralgpt\._C import": "ops/_native.py",
     r"\.data_ptr\(": "ops/_native.py",
     r"^\s*(import|from) rasterio": "data/raster.py",
-    r"^\s*(import|from) xformers": "nn/attention.py",
+    r"^\s*(import|from) xformers|import_module\(\"xformers": "nn/attention.py",
     r"^\s*(import|from) matplotlib": "viz/figures.py",
 }
-FORBIDDEN = r"\bpickle\.load|yaml\.load\(|\beval\(|\bexec\(|shell=True|allow_pickle=True|os\.system"
+FORBIDDEN = r"\bpickle\.load|yaml\.load\(|(?<![.\w])(eval|exec)\(|shell=True|allow_pickle=True|os\.system"
 
 
 def layer_of(path: Path) -> str:
@@ -115,4 +115,8 @@ def test_spdx_everywhere() -> None:
         *ROOT.glob("benchmarks/*.py"),
         ROOT / "setup.py",
     ]
-    assert [str(path) for path in sources if "SPDX-License-Identifier: Apache-2.0" not in path.read_text()[:300]] == []
+    assert [
+        str(path)
+        for path in sources
+        if path.read_text() and "SPDX-License-Identifier: Apache-2.0" not in path.read_text()[:300]
+    ] == []
