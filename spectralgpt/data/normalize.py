@@ -23,6 +23,7 @@ Method = Literal["percentile", "minmax"]
 
 _PERCENTILES = (1.0, 99.0)
 _SAMPLES = 1 << 21
+_NO_VALUES = (math.nan, math.nan)
 
 
 @dataclass(frozen=True)
@@ -99,21 +100,20 @@ class Survey:
         """
         gatherers = [_gatherer(image, method) for _ in image.band_names]
         num_valid = 0
-        for row, pixels, valid in image.strips():
+        for _, pixels, valid in image.strips():
             num_valid += pixels.size if valid is None else int(valid.sum())
             for i, gatherer in enumerate(gatherers):
-                gatherer.add(row, pixels[i], None if valid is None else valid[i])
+                gatherer.add(pixels[i], None if valid is None else valid[i])
         ranges = [gatherer.range() for gatherer in gatherers]
-        empty = [name for name, low_high in zip(image.band_names, ranges, strict=True) if low_high is None]
+        empty = [name for name, (low, _) in zip(image.band_names, ranges, strict=True) if math.isnan(low)]
         if empty:
             raise UserError(f"{image.name}: expected valid pixels in every band, got only no-data in {' '.join(empty)}")
-        found = [low_high for low_high in ranges if low_high is not None]
         self.valid_fraction = num_valid / (len(gatherers) * image.shape[0] * image.shape[1])
         self.normalization = Normalization(
             method=method,
             band_names=image.band_names,
-            offset=tuple(low for low, _ in found),
-            scale=tuple(1 / (high - low) if high > low else 1.0 for low, high in found),
+            offset=tuple(low for low, _ in ranges),
+            scale=tuple(1 / (high - low) if high > low else 1.0 for low, high in ranges),
         )
 
 
@@ -121,13 +121,13 @@ class _Extremes:
     def __init__(self) -> None:
         self._low, self._high = math.inf, -math.inf
 
-    def add(self, row: int, pixels: Pixels, valid: Bools | None) -> None:
+    def add(self, pixels: Pixels, valid: Bools | None) -> None:
         values = pixels if valid is None else pixels[valid]
         if values.size:
             self._low, self._high = min(self._low, float(values.min())), max(self._high, float(values.max()))
 
-    def range(self) -> tuple[float, float] | None:
-        return (self._low, self._high) if self._low <= self._high else None
+    def range(self) -> tuple[float, float]:
+        return (self._low, self._high) if self._low <= self._high else _NO_VALUES
 
 
 class _Histogram:
@@ -135,15 +135,15 @@ class _Histogram:
         self._lowest = int(np.iinfo(dtype).min)
         self._counts = np.zeros(1 << (8 * dtype.itemsize), np.int64)
 
-    def add(self, row: int, pixels: Pixels, valid: Bools | None) -> None:
+    def add(self, pixels: Pixels, valid: Bools | None) -> None:
         values = pixels.ravel() if valid is None else pixels[valid]
         self._counts += np.bincount(values.astype(np.int64) - self._lowest, minlength=self._counts.size)
 
-    def range(self) -> tuple[float, float] | None:
+    def range(self) -> tuple[float, float]:
         below = np.cumsum(self._counts)
         last = int(below[-1]) - 1
         if last < 0:
-            return None
+            return _NO_VALUES
         # The definition of numpy.percentile: linear between the two values around the fractional rank.
         ranks = [last * percent / 100 for percent in _PERCENTILES]
         around = np.searchsorted(below, [[math.floor(rank), math.ceil(rank)] for rank in ranks], side="right")
@@ -156,14 +156,14 @@ class _Samples:
         self._step = math.ceil(math.sqrt(shape[0] * shape[1] / _SAMPLES))
         self._kept: list[Floats] = []
 
-    def add(self, row: int, pixels: Pixels, valid: Bools | None) -> None:
-        grid = (slice(-row % self._step, None, self._step), slice(None, None, self._step))
-        self._kept.append(pixels[grid].ravel() if valid is None else pixels[grid][valid[grid]])
+    def add(self, pixels: Pixels, valid: Bools | None) -> None:
+        some = np.s_[:: self._step, :: self._step]
+        self._kept.append(pixels[some].ravel() if valid is None else pixels[some][valid[some]])
 
-    def range(self) -> tuple[float, float] | None:
+    def range(self) -> tuple[float, float]:
         values = np.concatenate(self._kept)
         if not values.size:
-            return None
+            return _NO_VALUES
         low, high = np.percentile(values.astype(np.float64), _PERCENTILES)
         return float(low), float(high)
 

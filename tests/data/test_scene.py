@@ -123,6 +123,12 @@ def test_coarse_bands_follow_their_geotransform_not_their_shape(tmp_path):
     np.testing.assert_array_equal(values[0, 1:-1, :-1], values[1, 1:-1, :-1])
 
 
+def test_resampled_integers_are_rounded(tmp_path):
+    folder = band_folder(tmp_path, {"B02": (10, noise(8, 8)), "B05": (40, np.array([[10, 11], [10, 11]], np.uint16))})
+    values, _ = whole(Scene.open(folder, SENTINEL2, ("B02", "B05")))
+    assert values[1, 0].tolist() == [10, 10, 10, 10, 11, 11, 11, 11]  # 10, 10, 10.125, 10.375, 10.625, 10.875, 11, 11
+
+
 def test_the_finest_band_asked_for_sets_the_grid(tmp_path):
     folder = mixed_folder(tmp_path)
     assert Scene.open(folder, SENTINEL2, ("B01", "B05", "B02")).shape == (125, 133)

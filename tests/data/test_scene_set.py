@@ -50,12 +50,14 @@ def test_what_is_held_out_does_not_depend_on_the_window(tmp_path, windows):
 
 
 def test_patch_files_are_held_out_whole_and_keep_their_side(tmp_path):
-    few = held_out(open_scenes(config(patch_files(tmp_path / "a", 40))))
-    many = open_scenes(config(patch_files(tmp_path / "b", 60)))
+    few = held_out(open_scenes(config(patch_files(tmp_path, 40))))
+    patch_files(tmp_path, 60)
+    write(tmp_path / "before/them.tif", noise(3, 24, 24), RGB, transform=at(10, top=7))
+    many = open_scenes(config(tmp_path))
     assert few == held_out(many) & {f"class/{i}.tif" for i in range(40)}
-    assert 0.1 < len(held_out(many)) / 60 < 0.4
+    assert 0.1 < len(held_out(many)) / 61 < 0.4
     train = {many.scenes[side.scene].name for side in many.train_sides(24)}
-    assert len(train | held_out(many)) == 60 and not train & held_out(many)
+    assert len(train | held_out(many)) == 61 and not train & held_out(many)
 
 
 @pytest.mark.parametrize("fraction", [0.001, 0.5, 0.999])

@@ -57,6 +57,12 @@ def test_a_training_sample_is_a_function_of_seed_epoch_and_index(root):
     assert not torch.equal(data[0, 3]["image"], other[0, 3]["image"])
 
 
+def test_taking_a_sample_leaves_the_image_alone(tmp_path):
+    pixels = np.random.default_rng(0).uniform(1, 2, (6, 32, 32)).astype(np.float32)
+    data = windows(write(tmp_path / "a.tif", pixels, SIX), val_fraction=0.0)
+    assert torch.equal(data[0, 0]["image"], data[0, 0]["image"])
+
+
 def test_training_windows_lie_anywhere_on_the_train_side(root):
     data = windows(root)
     assert len(data) == (160 // 32) * (600 // 32)
