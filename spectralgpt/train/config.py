@@ -32,6 +32,8 @@ class ModelSection:
         mlp_ratio: hidden width of an MLP relative to its input.
         drop_path: chance that the last encoder block skips a branch in training.
         position_embedding: one vector for space plus one for the spectrum, or one per token.
+        position_init: what positions start from: small normal values, as published, or sines and cosines of row and
+            column, which learns much faster from scratch.
         decoder_embed_dim: channels of the decoder.
         decoder_depth: blocks of the decoder.
         decoder_num_heads: attention heads of the decoder.
@@ -49,6 +51,7 @@ class ModelSection:
     mlp_ratio: float = 4.0
     drop_path: float = 0.0
     position_embedding: Literal["separable", "flat"] = "separable"
+    position_init: Literal["normal", "sincos"] = "normal"
     decoder_embed_dim: int = 0
     decoder_depth: int = 0
     decoder_num_heads: int = 0

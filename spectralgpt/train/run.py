@@ -24,6 +24,7 @@ from spectralgpt.errors import UserError
 from spectralgpt.models.autoencoder import Autoencoder
 from spectralgpt.train.checkpoint import Checkpoint
 from spectralgpt.train.config import RunConfig, StageConfig
+from spectralgpt.train.initialize import start_from_geometry
 from spectralgpt.train.recipe import to_yaml
 
 
@@ -123,9 +124,7 @@ def prepare(config: RunConfig, saved: Checkpoint | None) -> Run:
         for stage in config.stages
     ]
     torch.manual_seed(config.seed)
-    card = sensor_card(config.data.sensor).select(config.data.bands)
-    image_size = config.stages[progress.stage].image_size
-    autoencoder = spectralgpt.create_autoencoder(image_size=image_size, bands=card, **asdict(config.model))
+    autoencoder = _build(config, config.stages[progress.stage].image_size)
     autoencoder.normalization = _normalization(windows[0][0])
     run = Run(config, device, windows, autoencoder.to(device), progress)
     if saved is not None:
@@ -151,6 +150,16 @@ def differing_keys(saved: dict[str, Any], now: dict[str, Any], prefix: str = "")
 
 def _by_place(items: list[Any]) -> dict[str, Any]:
     return {str(place): item for place, item in enumerate(items)}
+
+
+def _build(config: RunConfig, image_size: int) -> Autoencoder:
+    card = sensor_card(config.data.sensor).select(config.data.bands)
+    fields = asdict(config.model)
+    position_init = fields.pop("position_init")
+    autoencoder = spectralgpt.create_autoencoder(image_size=image_size, bands=card, **fields)
+    if position_init == "sincos":
+        start_from_geometry(autoencoder)
+    return autoencoder
 
 
 def _normalization(windows: SceneWindows) -> dict[str, Any]:

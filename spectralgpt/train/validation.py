@@ -25,13 +25,13 @@ class Validation:
     """The held-out windows of one stage."""
 
     def __init__(self, windows: SceneWindows, stage: StageConfig, seed: int, device: torch.device) -> None:
-        """Chooses the windows to picture by fixed ranks of contrast, so that open water is not all one sees."""
+        """Chooses the windows to picture among the 5 % of most contrast, so that open water is not all one sees."""
         self.windows = windows
         self.stage = stage
         self.seed = seed
         self.device = device
         contrast = torch.cat([batch["image"].std((2, 3)).mean(1) for batch in self._batches()])
-        ranks = torch.linspace(0.95, 0.55, _EXAMPLES) * (len(windows) - 1)
+        ranks = torch.linspace(1.0, 0.95, _EXAMPLES) * (len(windows) - 1)
         self._pictured = contrast.argsort()[ranks.round().long()].unique().tolist()
 
     def measure(self, autoencoder: Autoencoder) -> Reconstruction:

@@ -23,6 +23,8 @@ from numpy.typing import NDArray
 _TRUE_COLOUR = (0.665, 0.560, 0.490)  # um: red, green, blue
 _SWIR_FALSE_COLOUR = (2.200, 0.865, 0.665)  # water dark, vegetation green, bare and built-up ground pink
 _GREY = 0.5
+_LEAST_RANGE = 0.15  # in normalised units: open water is not stretched until its noise shines
+_GAMMA = 0.7  # lifts marsh and water beside bright sand
 _NOTE = "Tokens are hidden per band group: a hidden channel is grey, so one or two colours of a place may remain."
 _TRUTH, _REBUILT, _HIDDEN = "#1b1b1b", "#d1495b", "#e9e9ee"
 
@@ -84,7 +86,11 @@ def reconstruction_figure(
         axes.set_title(f"spectrum at {_letter(index)}", fontsize=9.5, fontweight="bold", loc="left")
         if index == 0:
             axes.set_ylabel(unit, fontsize=9)
-            axes.legend(fontsize=8, frameon=False)
+            legend = axes.legend(
+                loc="lower right", bbox_to_anchor=(1, 0.98), ncols=3, fontsize=7.5, borderpad=0,
+                handlelength=1.4, columnspacing=0.9, handletextpad=0.4,
+            )  # fmt: skip
+            legend.set_frame_on(False)
     figure.savefig(path)
 
 
@@ -97,19 +103,18 @@ def _draw_pictures(
     bands: list[int],
     label: str,
 ) -> None:
-    """Three columns of composites under one stretch: 1st to 99th percentile of the true pixels of each band."""
-    flat = np.concatenate([example.truth[bands].reshape(3, -1) for example in examples], axis=1)
-    low, high = np.percentile(flat, (1, 99), axis=1)
+    """Three columns of composites; a window's stretch is the 1st to 99th percentile of its true pixels per band."""
     for row, example in enumerate(examples):
+        low, high = np.percentile(example.truth[bands].reshape(3, -1), (1, 99), axis=1)
         truth, rebuilt = (
-            (np.moveaxis(cube[bands], 0, -1) - low) / np.maximum(high - low, 1e-6)
+            ((np.moveaxis(cube[bands], 0, -1) - low) / np.maximum(high - low, _LEAST_RANGE)).clip(0, 1) ** _GAMMA
             for cube in (example.truth, example.rebuilt)
         )
         seen = np.where(np.moveaxis(example.hidden[bands], 0, -1), _GREY, truth)
         named = (("original", truth), ("what the model sees", seen), ("rebuilt", rebuilt))
         for offset, (name, picture) in enumerate(named):
             axes = figure.add_subplot(cells[row, column + offset])
-            axes.imshow(picture.clip(0, 1), interpolation="nearest")
+            axes.imshow(picture, interpolation="nearest")
             axes.set(xticks=[], yticks=[])
             axes.spines[:].set_visible(False)
             if row == 0:
