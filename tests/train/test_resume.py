@@ -8,10 +8,10 @@ import json
 from pathlib import Path
 
 import pytest
-import small_run
 import yaml
 
 from spectralgpt.data.synthetic import synthetic_scene
+from tests.train import small_run
 
 
 @pytest.fixture(scope="module")
