@@ -7,14 +7,12 @@ import sys
 
 import pytest
 
+if "--hide-native" in sys.argv:  # now: other conftest files, read before any hook runs, import the package
+    sys.modules["spectralgpt._C"] = None  # type: ignore[assignment]  # importing it raises ImportError
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--hide-native", action="store_true", help="run as if spectralgpt._C had not been built")
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    if config.getoption("--hide-native"):
-        sys.modules["spectralgpt._C"] = None  # type: ignore[assignment]  # importing it raises ImportError
 
 
 @pytest.fixture(autouse=True)

@@ -120,13 +120,18 @@ def _describe_keys(section: type, prefix: str) -> Iterator[str]:
     fields = _fields(section)
     for name, (annotation, inner) in fields.items():
         if inner is None:
-            kind = re.sub(r"Literal\[(.*)\]", lambda match: match[1].replace("'", "").replace(", ", " | "), annotation)
-            yield f"  --{prefix + name:32} {meanings.get(name, '')} ({kind}; {_plain(getattr(section(), name))})"
+            kind = f"({_kind(annotation)}; {_plain(getattr(section(), name))})"
+            yield f"  --{prefix + name:32} {meanings.get(name, '')} {kind}"
     for name, (annotation, inner) in fields.items():
         if inner is not None:
             place = f"{prefix}{name}." + ("<place>." if annotation.startswith("list[") else "")
             yield f"\n  {place}*  {meanings.get(name, '')}"
             yield from _describe_keys(inner, place)
+
+
+def _kind(annotation: str) -> str:
+    """An annotation in words: the choices of a Literal, else the type."""
+    return re.sub(r"Literal\[(.*)\]", lambda match: match[1].replace("'", "").replace(", ", " | "), annotation)
 
 
 def _plain(value: Any) -> str:  # noqa: ANN401
@@ -204,7 +209,7 @@ def _one_line_errors() -> Iterator[None]:
         if not keys or value is None:
             raise UserError(" ".join(text.split())) from error
         key = ".".join(keys).removeprefix("run.")
-        raise UserError(f"{key}: expected {_annotation(key)}, got {value.group(1)!r}") from error
+        raise UserError(f"{key}: expected {_kind(_annotation(key))}, got {value.group(1)!r}") from error
 
 
 def _annotation(key: str) -> str:
