@@ -27,8 +27,7 @@ from torch import Tensor
 from spectralgpt import ops
 from spectralgpt.models.autoencoder import Autoencoder
 from spectralgpt.models.base import arrange_bands
-
-_EPSILON = 1e-6  # as in ops.reconstruction_loss
+from spectralgpt.ops.reference import EPSILON
 
 
 @dataclass(frozen=True)
@@ -120,7 +119,7 @@ def baselines(truth: Tensor, visible: Tensor, grid: tuple[int, int, int], bands:
 def denormalize(prediction: Tensor, truth: Tensor) -> Tensor:
     """Undoes `normalize_targets` by the mean and spread of the *true* tokens: shows shape, not level or contrast."""
     variance, mean = torch.var_mean(truth, dim=-1, keepdim=True, correction=1)
-    return prediction * (variance + _EPSILON).sqrt() + mean
+    return prediction * (variance + EPSILON).sqrt() + mean
 
 
 def _distances(height: int, width: int, device: torch.device) -> Tensor:
