@@ -10,6 +10,8 @@
 #if defined(SPECTRAL_EMULATE)
 #include "core/device.cuh"
 #endif
+#include "ops/assemble.h"
+#include "ops/crop_resize.h"
 #include "ops/loss.h"
 #include "ops/masking.h"
 #include "ops/patchify.h"
@@ -116,8 +118,8 @@ void bind_loss(py::module_& m, const std::string& name, Kernel kernel, Type<void
     m.def(name.c_str(),
           [kernel](uintptr_t total, uintptr_t token, uintptr_t spectral, uintptr_t scale, uintptr_t gradient,
                    uintptr_t scratch, uintptr_t prediction, uintptr_t image, uintptr_t mask, uintptr_t valid,
-                   uintptr_t weights, int prediction_dtype, int image_dtype, bool normalize_targets, bool spectral_raw,
-                   CUBE_ARGUMENTS, Where... where) {
+                   uintptr_t token_weight, uintptr_t spectral_weight, int prediction_dtype, int image_dtype,
+                   bool normalize_targets, bool spectral_raw, CUBE_ARGUMENTS, Where... where) {
               const LossParams params{pointer<void>(total),
                                       pointer<void>(token),
                                       pointer<void>(spectral),
@@ -128,7 +130,8 @@ void bind_loss(py::module_& m, const std::string& name, Kernel kernel, Type<void
                                       pointer<void>(image),
                                       pointer<bool>(mask),
                                       pointer<bool>(valid),
-                                      pointer<double>(weights),
+                                      pointer<void>(token_weight),
+                                      pointer<void>(spectral_weight),
                                       static_cast<Dtype>(prediction_dtype),
                                       static_cast<Dtype>(image_dtype),
                                       normalize_targets,
@@ -136,6 +139,86 @@ void bind_loss(py::module_& m, const std::string& name, Kernel kernel, Type<void
                                       CUBE};
               Target::run(kernel, params, where...);
           });
+}
+
+template <class Target, class Kernel, class... Where>
+void bind_loss_scale(py::module_& m, const std::string& name, Kernel kernel, Type<void(Where...)>) {
+    m.def(name.c_str(), [kernel](uintptr_t gradient, uintptr_t grad_total, uintptr_t scale, int64_t count, int dtype,
+                                 Where... where) {
+        Target::run(kernel,
+                    LossScaleParams{pointer<void>(gradient), pointer<void>(grad_total), pointer<void>(scale), count,
+                                    static_cast<Dtype>(dtype)},
+                    where...);
+    });
+}
+
+template <class Target, class Kernel, class... Where>
+void bind_assemble(py::module_& m, const std::string& name, Kernel kernel, Type<void(Where...)>) {
+    m.def(name.c_str(), [kernel](uintptr_t output, uintptr_t visible, uintptr_t mask_token, uintptr_t positions,
+                                 uintptr_t ids_restore, int output_dtype, int visible_dtype, int64_t batch,
+                                 int64_t num_keep, int64_t num_tokens, int64_t channels, Where... where) {
+        const AssembleParams params{pointer<void>(output),
+                                    pointer<void>(visible),
+                                    pointer<void>(mask_token),
+                                    pointer<void>(positions),
+                                    pointer<int64_t>(ids_restore),
+                                    static_cast<Dtype>(output_dtype),
+                                    static_cast<Dtype>(visible_dtype),
+                                    batch,
+                                    num_keep,
+                                    num_tokens,
+                                    channels};
+        Target::run(kernel, params, where...);
+    });
+}
+
+template <class Target, class Kernel, class... Where>
+void bind_assemble_backward(py::module_& m, const std::string& name, Kernel kernel, Type<void(Where...)>) {
+    m.def(name.c_str(),
+          [kernel](uintptr_t visible_grad, uintptr_t mask_grad, uintptr_t positions_grad, uintptr_t scratch,
+                   uintptr_t grad, uintptr_t ids_restore, int grad_dtype, int visible_dtype, int64_t batch,
+                   int64_t num_keep, int64_t num_tokens, int64_t channels, Where... where) {
+              const AssembleBackwardParams params{pointer<void>(visible_grad),
+                                                  pointer<void>(mask_grad),
+                                                  pointer<void>(positions_grad),
+                                                  pointer<void>(scratch),
+                                                  pointer<void>(grad),
+                                                  pointer<int64_t>(ids_restore),
+                                                  static_cast<Dtype>(grad_dtype),
+                                                  static_cast<Dtype>(visible_dtype),
+                                                  batch,
+                                                  num_keep,
+                                                  num_tokens,
+                                                  channels};
+              Target::run(kernel, params, where...);
+          });
+}
+
+template <class Target, class Kernel, class... Where>
+void bind_crop_resize(py::module_& m, const std::string& name, Kernel kernel, Type<void(Where...)>) {
+    m.def(name.c_str(), [kernel](uintptr_t output, uintptr_t pixels, uintptr_t layout, uintptr_t boxes, uintptr_t flips,
+                                 uintptr_t offset, uintptr_t scale, uintptr_t scratch, int pixel_type, int pixel_dtype,
+                                 int output_dtype, bool antialias, int64_t batch, int64_t bands, int64_t size,
+                                 int64_t num_pixels, int64_t scratch_size, Where... where) {
+        const CropResizeParams params{pointer<void>(output),
+                                      pointer<void>(pixels),
+                                      pointer<int64_t>(layout),
+                                      pointer<int32_t>(boxes),
+                                      pointer<bool>(flips),
+                                      pointer<void>(offset),
+                                      pointer<void>(scale),
+                                      pointer<void>(scratch),
+                                      static_cast<PixelType>(pixel_type),
+                                      static_cast<Dtype>(pixel_dtype),
+                                      static_cast<Dtype>(output_dtype),
+                                      antialias,
+                                      batch,
+                                      bands,
+                                      size,
+                                      num_pixels,
+                                      scratch_size};
+        Target::run(kernel, params, where...);
+    });
 }
 
 }  // namespace
@@ -164,6 +247,8 @@ PYBIND11_MODULE(SPECTRAL_MODULE, m) {
     });
     m.def("reconstruction_loss_scratch",
           [](bool normalize_targets, CUBE_ARGUMENTS) { return reconstruction_loss_scratch(CUBE, normalize_targets); });
+    m.def("assemble_scratch", assemble_scratch);
+    m.def("crop_resize_scratch", crop_resize_scratch);
 
     const Type<void(int)> cpu;
     bind_patchify<CpuTarget>(m, "patchify3d_cpu", patchify3d_cpu, cpu);
@@ -173,6 +258,10 @@ PYBIND11_MODULE(SPECTRAL_MODULE, m) {
     bind_random_mask<CpuTarget>(m, "random_cube_mask_cpu", random_cube_mask_cpu, cpu);
     bind_noise_mask<CpuTarget>(m, "cube_mask_from_noise_cpu", cube_mask_from_noise_cpu, cpu);
     bind_loss<CpuTarget>(m, "reconstruction_loss_cpu", reconstruction_loss_cpu, cpu);
+    bind_loss_scale<CpuTarget>(m, "reconstruction_loss_scale_cpu", reconstruction_loss_scale_cpu, cpu);
+    bind_assemble<CpuTarget>(m, "assemble_tokens_cpu", assemble_tokens_cpu, cpu);
+    bind_assemble_backward<CpuTarget>(m, "assemble_tokens_backward_cpu", assemble_tokens_backward_cpu, cpu);
+    bind_crop_resize<CpuTarget>(m, "crop_resize_cpu", crop_resize_cpu, cpu);
 #if defined(SPECTRAL_EMULATE)
     m.def("set_schedule", emulation::set_schedule);
 #endif
@@ -185,5 +274,9 @@ PYBIND11_MODULE(SPECTRAL_MODULE, m) {
     bind_random_mask<CudaTarget>(m, "random_cube_mask_cuda", random_cube_mask_cuda, cuda);
     bind_noise_mask<CudaTarget>(m, "cube_mask_from_noise_cuda", cube_mask_from_noise_cuda, cuda);
     bind_loss<CudaTarget>(m, "reconstruction_loss_cuda", reconstruction_loss_cuda, cuda);
+    bind_loss_scale<CudaTarget>(m, "reconstruction_loss_scale_cuda", reconstruction_loss_scale_cuda, cuda);
+    bind_assemble<CudaTarget>(m, "assemble_tokens_cuda", assemble_tokens_cuda, cuda);
+    bind_assemble_backward<CudaTarget>(m, "assemble_tokens_backward_cuda", assemble_tokens_backward_cuda, cuda);
+    bind_crop_resize<CudaTarget>(m, "crop_resize_cuda", crop_resize_cuda, cuda);
 #endif
 }

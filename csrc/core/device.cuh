@@ -103,6 +103,22 @@ constexpr int64_t kMaxGrid = 0x7FFFFFFF;
 SPECTRAL_DEVICE int lane_index() { return thread_index() % kWarp; }
 SPECTRAL_DEVICE int warp_index() { return thread_index() / kWarp; }
 
+// N neighbouring values, read or written at once where they take 16 bytes or fewer.
+template <class T, int N>
+struct alignas(sizeof(T) * N > 16 ? 16 : sizeof(T) * N) Pack {
+    T value[N];
+};
+template <int N, class T>
+SPECTRAL_DEVICE Pack<T, N> load_pack(const T* address) {
+    return *reinterpret_cast<const Pack<T, N>*>(address);
+}
+template <class T, int N>
+SPECTRAL_DEVICE void store_pack(T* address, const Pack<T, N>& pack) {
+    *reinterpret_cast<Pack<T, N>*>(address) = pack;
+}
+// Whether packs of 16 bytes may start at an address.
+inline bool is_aligned(const void* address) { return reinterpret_cast<uintptr_t>(address) % 16 == 0; }
+
 // Sum over a warp, on every lane, always in the same order.
 template <class T>
 SPECTRAL_DEVICE T warp_sum(T value) {

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #include "core/check.h"
 #include "core/cube.h"  // SPECTRAL_HOST_DEVICE
@@ -83,6 +84,10 @@ struct Accumulator<double> {
 };
 template <class T>
 using accumulator_t = typename Accumulator<T>::type;
+
+// Whether errors averaged over millions of values fall below the smallest number of T.
+template <class T>
+constexpr bool kUnderflows = std::is_same_v<T, Half>;
 
 template <class T>
 struct Type {

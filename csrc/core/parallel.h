@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <exception>
+#include <type_traits>
 
 #if defined(_OPENMP)
 #include <omp.h>
@@ -16,9 +17,17 @@ namespace spectral {
 // Where a thread starts to pay: bytes of work below which one thread is quicker than waking another.
 constexpr int64_t kBytesPerThread = 64 * 1024;
 
-// Calls body(i) for i in [0, count), in contiguous chunks; the first exception of any chunk is rethrown.
+// Calls body(i), or body(i, thread) with thread in [0, num_threads), for i in [0, count), in contiguous chunks; the
+// first exception of any chunk is rethrown.
 template <class Body>
 void parallel_for([[maybe_unused]] int num_threads, int64_t count, [[maybe_unused]] int64_t bytes_each, Body body) {
+    const auto call = [&body](int64_t i, [[maybe_unused]] int64_t thread) {
+        if constexpr (std::is_invocable_v<Body, int64_t, int64_t>) {
+            body(i, thread);
+        } else {
+            body(i);
+        }
+    };
 #if defined(_OPENMP)
     const int64_t useful = std::min<int64_t>({num_threads, count, count * bytes_each / kBytesPerThread});
     if (useful > 1) {
@@ -27,7 +36,7 @@ void parallel_for([[maybe_unused]] int num_threads, int64_t count, [[maybe_unuse
         {
             const int64_t team = omp_get_num_threads(), me = omp_get_thread_num();
             try {
-                for (int64_t i = count * me / team; i < count * (me + 1) / team; ++i) body(i);
+                for (int64_t i = count * me / team; i < count * (me + 1) / team; ++i) call(i, me);
             } catch (...) {
 #pragma omp critical
                 error = std::current_exception();
@@ -37,7 +46,7 @@ void parallel_for([[maybe_unused]] int num_threads, int64_t count, [[maybe_unuse
         return;
     }
 #endif
-    for (int64_t i = 0; i < count; ++i) body(i);
+    for (int64_t i = 0; i < count; ++i) call(i, 0);
 }
 
 }  // namespace spectral

@@ -1,141 +1,196 @@
 // SPDX-License-Identifier: Apache-2.0
-// The reconstruction loss on the CPU. One task takes a unit of neighbouring positions; a position's S tokens stay in
-// the first-level cache while its q-pixel rows are visited: errors, their sum over the groups, and, that sum being
-// known, the gradient. Sums run in float lanes over one position and in double beyond, in an order fixed by the shapes,
-// so results do not depend on the thread count.
+// The reconstruction loss on the CPU. One task takes a unit of neighbouring positions. A position's S tokens are
+// visited in blocks of 8 rows of 8 values: errors, their sum over the groups, and, that sum being known, the gradient,
+// whose second look at prediction and image hits the first-level cache. Sums run in float lanes over one position and
+// in double beyond, in an order fixed by the shapes, so results do not depend on the thread count.
 #include "ops/loss.h"
 
 #include <cmath>
 
 #include "core/check.h"
 #include "core/parallel.h"
+#include "core/simd.h"
 
 namespace spectral {
 namespace {
 
 enum class Targets { kRaw, kNormalized, kMixed };  // mixed: tokens normalised, spectrum raw
 
-// What one position needs, with the types resolved. T prediction, I image, A accumulator.
-template <class T, class I, class A, Targets kTargets>
+constexpr int kRows = 8;
+
+// What one position needs, with the types resolved. T prediction, I image; kWhole: p and q are multiples of 8 and the
+// pixels of a row adjacent, so that every block is 8 x 8 values.
+template <class T, class I, Targets kTargets, bool kWhole>
 struct Terms {
+    using A = accumulator_t<T>;
+    using V = Lanes<A>;
+
     const LossParams& params;
     const Cube& cube;
     A token_factor, spectral_factor;  // of the gradient
 
-    struct Sums {
-        double token = 0, spectral = 0;
-    };
+    // Up to 8 rows of up to 8 values of one band of a token: where they begin, in the token and in the image.
+    struct Block {
+        int64_t value, pixel, num_rows, count;
 
-    static constexpr int kLanes = 8;
+        int64_t rows() const { return kWhole ? kRows : num_rows; }
+    };
 
     bool is_scored(int64_t token) const {
         return params.mask[token] && (params.valid == nullptr || params.valid[token]);
     }
 
-    // Calls body(pixels, count) for each run of a token's pixels in a row, in the order of the token's values.
-    template <int Columns, class Body>
-    void visit_runs(const I* corner, Body body) const {
-        const int64_t q = Columns > 0 ? Columns : cube.patch_columns;
+    // Calls body(block) for the blocks of a token.
+    template <class Body>
+    void visit(Body body) const {
+        const int64_t rows = cube.patch_rows, columns = cube.patch_columns;
         for (int64_t c = 0; c < cube.patch_bands; ++c) {
-            for (int64_t r = 0; r < cube.patch_rows; ++r) {
-                const I* row = corner + c * cube.band_stride + r * cube.row_stride;
-                for (int64_t start = 0; start < q; start += kLanes) {
-                    body(row + start * cube.column_stride,
-                         Columns > 0 ? int64_t{kLanes} : std::min<int64_t>(kLanes, q - start));
+            for (int64_t r = 0; r < rows; r += kRows) {
+                for (int64_t k = 0; k < columns; k += kLanes) {
+                    body(Block{(c * rows + r) * columns + k,
+                               c * cube.band_stride + r * cube.row_stride + k * cube.column_stride,
+                               std::min<int64_t>(kRows, rows - r), std::min<int64_t>(kLanes, columns - k)});
                 }
             }
         }
     }
 
-    // Mean and 1/deviation of one target token. Two passes over pixels that stay in the cache: exact, and no
-    // cancellation.
-    template <int Columns>
-    void write_statistics(const I* corner, double* out) const {
-        const int64_t stride = Columns > 0 ? 1 : cube.column_stride;
-        const A values = static_cast<A>(cube.token_values());
-        A sums[kLanes] = {}, squares[kLanes] = {}, sum = 0, square = 0;
-        visit_runs<Columns>(corner, [&](const I* pixel, int64_t lanes) {
-            for (int64_t k = 0; k < lanes; ++k) sums[k] += A(pixel[k * stride]);
-        });
-        for (const A lane : sums) sum += lane;
-        const A mean = sum / values;
-        visit_runs<Columns>(corner, [&](const I* pixel, int64_t lanes) {
-            for (int64_t k = 0; k < lanes; ++k)
-                squares[k] += (A(pixel[k * stride]) - mean) * (A(pixel[k * stride]) - mean);
-        });
-        for (const A lane : squares) square += lane;
-        out[0] = mean;
-        out[1] = 1 / std::sqrt(square / (values - 1) + static_cast<A>(kVarianceEpsilon));
+    V pixels(const I* corner, const Block& block, int64_t row) const {
+        const I* address = corner + block.pixel + row * cube.row_stride;
+        return kWhole ? load<A>(address) : load_some<A>(address, cube.column_stride, block.count);
+    }
+    V guesses(const T* token, const Block& block, int64_t row) const {
+        const T* address = token + block.value + row * cube.patch_columns;
+        return kWhole ? load<A>(address) : load_some<A>(address, 1, block.count);
+    }
+    void write(T* token, const Block& block, int64_t row, const V& lanes) const {
+        T* address = token + block.value + row * cube.patch_columns;
+        kWhole ? store<A>(address, lanes) : store_some<A>(address, lanes, block.count);
+    }
+    // Lanes beyond a short row hold no pixel.
+    static V only(const V& lanes, const Block& block) {
+        if (kWhole) return lanes;
+        V some = {};
+        for (int64_t k = 0; k < block.count; ++k) some[k] = lanes[k];
+        return some;
     }
 
-    // One position: S tokens, visited row by row. Columns > 0: q known at compile time and pixels of a row adjacent.
-    template <int Columns>
-    Sums position(int64_t sample, int64_t place) const {
-        const int64_t groups = cube.groups(), positions = cube.positions(), first = sample * cube.tokens() + place;
-        const int64_t group_stride = cube.patch_bands * cube.band_stride;
+    // Mean and 1/deviation of one target token. Two passes over pixels that stay in the cache: exact, and no
+    // cancellation.
+    void write_statistics(const I* corner, double* out) const {
+        const A values = static_cast<A>(cube.token_values());
+        const auto total = [&](auto term) {
+            V sums[kRows] = {};
+            visit([&](const Block& block) {
+                for (int64_t j = 0; j < block.rows(); ++j) sums[j] += term(block, pixels(corner, block, j));
+            });
+            return sum<A>(((sums[0] + sums[4]) + (sums[2] + sums[6])) + ((sums[1] + sums[5]) + (sums[3] + sums[7])));
+        };
+        const A mean = total([](const Block&, const V& pixel) { return pixel; }) / values;
+        const A squares = total([mean](const Block& block, const V& pixel) {
+            const V centred = only(pixel - mean, block);
+            return centred * centred;
+        });
+        out[0] = mean;
+        out[1] = 1 / std::sqrt(squares / (values - 1) + static_cast<A>(kVarianceEpsilon));
+    }
+
+    // Calls use(row, error, spectral error) for each row of a block of one token.
+    template <class Use>
+    void errors(const Block& block, const T* guess, const I* corner, const double* statistics, Use use) const {
+        const A mean = kTargets == Targets::kRaw ? A(0) : static_cast<A>(statistics[0]);
+        const A scale = kTargets == Targets::kRaw ? A(1) : static_cast<A>(statistics[1]);
+        for (int64_t j = 0; j < block.rows(); ++j) {
+            const V raw = guesses(guess, block, j) - pixels(corner, block, j);
+            if constexpr (kTargets == Targets::kRaw) {
+                use(j, raw, raw);
+            } else {
+                const V target = (pixels(corner, block, j) - mean) * scale;
+                const V error = only(guesses(guess, block, j) - target, block);
+                use(j, error, kTargets == Targets::kMixed ? raw : error);
+            }
+        }
+    }
+
+    // Adds the two sums of one position and writes its gradient.
+    void position(int64_t sample, int64_t place, double& token_sum, double& spectral_sum) const {
+        const int64_t groups = cube.groups(), positions = cube.positions(), step = positions * cube.token_values();
+        const int64_t first = sample * cube.tokens() + place, group_stride = cube.patch_bands * cube.band_stride;
         const I* corner = static_cast<const I*>(params.image) + cube.token_offset(sample, place);
+        const T* prediction = static_cast<const T*>(params.prediction) + first * cube.token_values();
+        T* gradient = static_cast<T*>(params.gradient) + first * cube.token_values();
         double* statistics = params.scratch + loss_statistics_offset(cube) + 2 * first;
         bool complete = true;
         for (int64_t s = 0; s < groups; ++s) {
             complete = complete && (params.valid == nullptr || params.valid[first + s * positions]);
-            if (kTargets != Targets::kRaw)
-                write_statistics<Columns>(corner + s * group_stride, statistics + 2 * s * positions);
+            if (kTargets != Targets::kRaw) write_statistics(corner + s * group_stride, statistics + 2 * s * positions);
         }
-        Sums sums;
-        int64_t value = 0;
-        visit_runs<Columns>(corner, [&](const I* pixels, int64_t lanes) {
-            run_of_values<Columns>(first, value, lanes, pixels, statistics, complete, sums);
-            value += lanes;
+        V token[2] = {}, spectral = {};
+        visit([&](const Block& block) {
+            const auto errors_of = [&](int64_t s, auto use) {
+                errors(block, prediction + s * step, corner + s * group_stride, statistics + 2 * s * positions, use);
+            };
+            V spectrum[kRows] = {};
+            for (int64_t s = 0; s < groups; ++s) {
+                if (kWhole) prefetch_next(corner + s * group_stride, block);
+                const bool scored = is_scored(first + s * positions);  // no zero factor: an invalid pixel may be NaN
+                errors_of(s, [&](int64_t j, const V& error, const V& spectral_error) {
+                    spectrum[j] += spectral_error;
+                    if (scored) token[j % 2] += error * error;
+                });
+            }
+            for (int64_t j = 0; j < block.rows(); ++j) {
+                if (complete) spectral += spectrum[j] * spectrum[j];
+                spectrum[j] = complete ? spectrum[j] * spectral_factor : V{};
+            }
+            if (params.gradient == nullptr) return;
+            for (int64_t s = 0; s < groups; ++s) {
+                T* out = gradient + s * step;
+                if (kWhole) prefetch_next(prediction + s * step, out, block);
+                if (is_scored(first + s * positions)) {
+                    errors_of(s, [&](int64_t j, const V& error, const V&) {
+                        write(out, block, j, error * token_factor + spectrum[j]);
+                    });
+                } else {
+                    for (int64_t j = 0; j < block.rows(); ++j) write(out, block, j, spectrum[j]);
+                }
+            }
         });
-        return sums;
+        token_sum += static_cast<double>(sum<A>(token[0] + token[1]));
+        spectral_sum += static_cast<double>(sum<A>(spectral));
     }
 
-    // Up to kLanes neighbouring values of the position's S tokens: errors and their sum over the groups, then the
-    // gradient.
-    template <int Columns>
-    void run_of_values(int64_t first, int64_t value, int64_t count, const I* pixels, const double* statistics,
-                       bool complete, Sums& sums) const {
-        const int64_t lanes = Columns > 0 ? int64_t{kLanes} : count, stride = Columns > 0 ? 1 : cube.column_stride;
-        const int64_t groups = cube.groups(), positions = cube.positions(), values = cube.token_values();
-        const int64_t group_stride = cube.patch_bands * cube.band_stride;
-        A spectrum[kLanes] = {}, squares[kLanes] = {};
-        const auto errors = [&](int64_t s, A* error,
-                                A* spectral_error) {  // of group s; two arrays when the targets are mixed
-            const T* guess = static_cast<const T*>(params.prediction) + (first + s * positions) * values + value;
-            const I* pixel = pixels + s * group_stride;
-            const A mean = kTargets == Targets::kRaw ? A(0) : static_cast<A>(statistics[2 * s * positions]);
-            const A scale = kTargets == Targets::kRaw ? A(1) : static_cast<A>(statistics[2 * s * positions + 1]);
-            for (int64_t k = 0; k < lanes; ++k) {
-                const A raw = A(pixel[k * stride]);
-                error[k] = A(guess[k]) - (kTargets == Targets::kRaw ? raw : (raw - mean) * scale);
-                spectral_error[k] = kTargets == Targets::kMixed ? A(guess[k]) - raw : error[k];
-            }
-        };
-        A error[kLanes] = {}, spectral_error[kLanes] = {};
-        for (int64_t s = 0; s < groups; ++s) {
-            errors(s, error, spectral_error);
-            for (int64_t k = 0; k < kLanes; ++k) spectrum[k] += spectral_error[k];
-            if (!is_scored(first + s * positions)) continue;  // no zero factor: an invalid pixel may be NaN
-            for (int64_t k = 0; k < kLanes; ++k) squares[k] += error[k] * error[k];
+    // The same block of the position after the next, and of the next: too many streams for the machine to see coming.
+    void prefetch_next(const I* corner, const Block& block) const {
+        for (int64_t j = 0; j < kRows; ++j) {
+            __builtin_prefetch(corner + block.pixel + j * cube.row_stride + 64 / sizeof(I));
         }
-        A token = 0, spectral = 0;
-        for (int64_t k = 0; k < kLanes; ++k) token += squares[k];
-        for (int64_t k = 0; k < kLanes; ++k) spectral += spectrum[k] * spectrum[k];
-        sums.token += token;
-        sums.spectral += complete ? spectral : A(0);
-        if (params.gradient == nullptr) return;
-        for (int64_t k = 0; k < kLanes; ++k) spectrum[k] = complete ? spectrum[k] * spectral_factor : A(0);
-        for (int64_t s = 0; s < groups; ++s) {
-            errors(s, error, spectral_error);
-            T* gradient = static_cast<T*>(params.gradient) + (first + s * positions) * values + value;
-            if (is_scored(first + s * positions)) {
-                for (int64_t k = 0; k < lanes; ++k) gradient[k] = T(token_factor * error[k] + spectrum[k]);
-            } else {
-                for (int64_t k = 0; k < lanes; ++k) gradient[k] = T(spectrum[k]);
-            }
+    }
+    void prefetch_next(const T* token, T* out, const Block& block) const {
+        const int64_t next = cube.token_values() + block.value;
+        for (int64_t at = next; at < next + kRows * kLanes; at += 64 / sizeof(T)) {
+            __builtin_prefetch(token + at);
+            __builtin_prefetch(out + at, 1);
         }
     }
 };
+
+template <class T, class I, Targets kTargets, bool kWhole>
+SPECTRAL_SIMD void run_unit(const Terms<T, I, kTargets, kWhole>& terms, int64_t unit, double* partial) {
+    const int64_t units = loss_units_per_sample(terms.cube), first = unit % units * kUnitPositions;
+    const int64_t end = std::min(first + kUnitPositions, terms.cube.positions());
+    double token = 0, spectral = 0;
+    for (int64_t place = first; place < end; ++place) terms.position(unit / units, place, token, spectral);
+    partial[2 * unit] = token;
+    partial[2 * unit + 1] = spectral;
+}
+
+template <class T, class A>
+SPECTRAL_SIMD void multiply(T* values, int64_t count, A factor) {
+    int64_t i = 0;
+    for (; i + kLanes <= count; i += kLanes) store<A>(values + i, load<A>(values + i) * factor);
+    for (; i < count; ++i) values[i] = T(A(values[i]) * factor);
+}
 
 struct Counts {
     int64_t scored = 0, complete = 0;
@@ -169,35 +224,28 @@ void run(const LossParams& params, int num_threads) {
     const double values = static_cast<double>(cube.token_values());
     const double scored = static_cast<double>(counts.scored) * values;
     const double complete = static_cast<double>(std::max<int64_t>(1, counts.complete)) * values;
-    const double scale = sizeof(T) == 2 ? 1 / scored : 1;
-    const Terms<T, I, A, kTargets> terms{params, cube, static_cast<A>(2 * params.weights[0] / scored / scale),
-                                         static_cast<A>(2 * params.weights[1] / complete / scale)};
+    const double scale = kUnderflows<T> ? 1 / scored : 1;
+    const double token_weight = weight<A>(params.token_weight), spectral_weight = weight<A>(params.spectral_weight);
+    const A token_factor = static_cast<A>(2 * token_weight / scored / scale);
+    const A spectral_factor = static_cast<A>(2 * spectral_weight / complete / scale);
 
-    const int64_t units = loss_units_per_sample(cube), positions = cube.positions();
-    const bool adjacent = cube.column_stride == 1 && cube.patch_columns == 8;
     double* partial = params.scratch + 2;
     const int64_t bytes = kUnitPositions * cube.groups() * cube.token_values() * int64_t{sizeof(T)} * 3;
-    parallel_for(num_threads, cube.batch * units, bytes, [&](int64_t unit) {
-        const int64_t first = unit % units * kUnitPositions;
-        double token = 0, spectral = 0;
-        for (int64_t place = first; place < std::min(first + kUnitPositions, positions); ++place) {
-            const auto sums = adjacent ? terms.template position<8>(unit / units, place)
-                                       : terms.template position<0>(unit / units, place);
-            token += sums.token;
-            spectral += sums.spectral;
-        }
-        partial[2 * unit] = token;
-        partial[2 * unit + 1] = spectral;
-    });
+    const auto run_units = [&](auto whole) {
+        const Terms<T, I, kTargets, whole.value> terms{params, cube, token_factor, spectral_factor};
+        parallel_for(num_threads, loss_units(cube), bytes, [&](int64_t unit) { run_unit(terms, unit, partial); });
+    };
+    const bool whole = cube.column_stride == 1 && cube.patch_columns % kLanes == 0 && cube.patch_rows % kRows == 0;
+    whole ? run_units(std::true_type{}) : run_units(std::false_type{});
     double token = 0, spectral = 0;
-    for (int64_t unit = 0; unit < cube.batch * units; ++unit) {
+    for (int64_t unit = 0; unit < loss_units(cube); ++unit) {
         token += partial[2 * unit];
         spectral += partial[2 * unit + 1];
     }
     *static_cast<A*>(params.token) = static_cast<A>(token / scored);
     *static_cast<A*>(params.spectral) = static_cast<A>(spectral / complete);
     *static_cast<A*>(params.total) =
-        static_cast<A>(params.weights[0] * token / scored + params.weights[1] * spectral / complete);
+        static_cast<A>(token_weight * token / scored + spectral_weight * spectral / complete);
     *static_cast<A*>(params.scale) = static_cast<A>(scale);
 }
 
@@ -210,6 +258,20 @@ void reconstruction_loss_cpu(const LossParams& params, int num_threads) {
         if (!params.normalize_targets) return run<T, I, Targets::kRaw>(params, num_threads);
         if (!params.spectral_raw) return run<T, I, Targets::kNormalized>(params, num_threads);
         run<T, I, Targets::kMixed>(params, num_threads);
+    });
+}
+
+void reconstruction_loss_scale_cpu(const LossScaleParams& params, int num_threads) {
+    dispatch_floating("reconstruction_loss_scale", params.dtype, [&](auto type) {
+        using T = typename decltype(type)::type;
+        using A = accumulator_t<T>;
+        const A factor = *static_cast<const A*>(params.grad_total) * *static_cast<const A*>(params.scale);
+        if (factor == 1) return;
+        constexpr int64_t kChunk = 1 << 16;
+        T* gradient = static_cast<T*>(params.gradient);
+        parallel_for(
+            num_threads, (params.count + kChunk - 1) / kChunk, kChunk * int64_t{sizeof(T)} * 2,
+            [&](int64_t i) { multiply(gradient + i * kChunk, std::min(kChunk, params.count - i * kChunk), factor); });
     });
 }
 

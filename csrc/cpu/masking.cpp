@@ -11,51 +11,57 @@
 #include "core/check.h"
 #include "core/parallel.h"
 #include "core/philox.h"
+#include "core/simd.h"
 
 namespace spectral {
 namespace {
 
-// From the mask: kept tokens ascending, removed tokens ascending after them.
-void write_ids(const bool* mask, int64_t num_tokens, int64_t num_keep, int64_t* ids_keep, int64_t* ids_restore) {
-    int64_t kept = 0;
-    for (int64_t token = 0; token < num_tokens; ++token) {
-        const bool keep = !mask[token];
-        ids_restore[token] = keep ? kept : num_keep + token - kept;
-        if (keep) ids_keep[kept++] = token;
-    }
-}
+using Word __attribute__((may_alias)) = uint32_t;
 
-void mask_sample(const RandomMaskParams& params, int64_t sample) {
+SPECTRAL_SIMD void mask_sample(const RandomMaskParams& params, int64_t sample) {
     const int64_t tokens = params.num_tokens, keep = params.num_keep;
     bool* mask = params.mask + sample * tokens;
+    int64_t* ids_keep = params.ids_keep + sample * keep;
     int64_t* ids_restore = params.ids_restore + sample * tokens;
-    auto* keys =
-        reinterpret_cast<uint64_t*>(ids_restore);  // (word << 32 | index): distinct, and ordered as the definition says
+    // Words in the upper half of ids_restore. Keys (word << 32 | index: distinct, and ordered as the definition says)
+    // of the few tokens that need ordering grow from its start and never reach a word that is still to be read.
+    Word* words = reinterpret_cast<Word*>(ids_restore) + tokens;
+    auto* keys = reinterpret_cast<uint64_t*>(ids_restore);
 
     const auto seed = static_cast<uint64_t>(*params.seed), id = static_cast<uint64_t>(params.sample_ids[sample]);
     const auto step = static_cast<uint32_t>(*params.step);
-    int64_t histogram[256] = {};
+    int32_t histogram[256] = {};
     for (int64_t first = 0; first < tokens; first += 4) {
-        const PhiloxWords words = sample_words(seed, id, step, kPurposeMask, static_cast<uint32_t>(first / 4));
-        for (int64_t i = 0; i < std::min<int64_t>(4, tokens - first); ++i) {
-            keys[first + i] = static_cast<uint64_t>(words.word[i]) << 32 | static_cast<uint64_t>(first + i);
-            ++histogram[words.word[i] >> 24];
+        const PhiloxWords drawn = sample_words(seed, id, step, kPurposeMask, static_cast<uint32_t>(first / 4));
+        if (first + 4 <= tokens) {
+            std::memcpy(words + first, drawn.word, sizeof drawn.word);
+        } else {
+            for (int64_t i = 0; first + i < tokens; ++i) words[first + i] = drawn.word[i];
         }
     }
-    uint64_t pivot = 0;  // top byte of the K-th smallest key; all below it are kept
+    for (int64_t token = 0; token < tokens; ++token) ++histogram[words[token] >> 24];
+    uint32_t pivot = 0;  // top byte of the K-th smallest key; all below it are kept
     int64_t below = 0;
     while (pivot < 255 && below + histogram[pivot] < keep) below += histogram[pivot++];
 
-    int64_t ties = 0;  // keys with the pivot byte, collected at the front of the scratch
+    int64_t ties = 0;
+    for (int64_t token = 0; token < tokens; ++token) mask[token] = words[token] >> 24 >= pivot;
     for (int64_t token = 0; token < tokens; ++token) {
-        const uint64_t key = keys[token], byte = key >> 56;
-        mask[token] = byte >= pivot;
-        if (byte == pivot) keys[ties++] = key;
+        const uint32_t word = words[token];
+        if (word >> 24 == pivot) keys[ties++] = static_cast<uint64_t>(word) << 32 | static_cast<uint64_t>(token);
     }
     const int64_t wanted = keep - below;
     std::nth_element(keys, keys + wanted, keys + ties);
     for (int64_t i = 0; i < wanted; ++i) mask[keys[i] & 0xFFFFFFFFu] = false;
-    write_ids(mask, tokens, keep, params.ids_keep + sample * keep, ids_restore);
+
+    int64_t token = 0, kept = 0;  // kept tokens ascending, removed tokens ascending after them
+    for (; kept < keep; ++token) {
+        const bool removed = mask[token];
+        ids_keep[kept] = token;  // overwritten by the next unless this one is kept
+        ids_restore[token] = removed ? keep + token - kept : kept;
+        kept += !removed;
+    }
+    for (; token < tokens; ++token) ids_restore[token] = token;
 }
 
 template <class T>

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Image cube <-> tokens on the CPU. One task moves one row of tokens (sample, group, y): its w tokens are contiguous,
-// and its pixels are t bands of p whole image rows, so both sides stream. A run of q pixels is one copy of constant
-// size for the usual q = 8.
+// and its pixels are t bands of p whole image rows. A run of q pixels is one copy of constant size for the usual q, and
+// two image rows are passed over together, since for q = 8 floats they fill a cache line of each token.
 #include "ops/patchify.h"
 
 #include "core/check.h"
@@ -32,25 +32,50 @@ void copy_token(const Cube& cube, T* token, T* pixels) {
     }
 }
 
-// Picks the copy for the cube and hands it to body, so that the choice is made once and not per token.
-template <Direction D, class T, class Body>
-void with_copy(const Cube& cube, Body body) {
-    if (cube.column_stride == 1 && cube.patch_columns == 8) return body(copy_token<D, 8, T>);
-    if (cube.column_stride == 1 && cube.patch_columns == 16) return body(copy_token<D, 16, T>);
-    if (cube.column_stride == 1 && cube.patch_columns == 4) return body(copy_token<D, 4, T>);
-    return body(copy_token<D, 0, T>);
+// A row of `columns` neighbouring tokens, by image rows, each passed over in one stretch while the tokens stay in the
+// first-level cache.
+template <Direction D, int Columns, class T>
+void copy_token_row(const Cube& cube, T* tokens, T* pixels, int64_t columns) {
+    const int64_t values = cube.token_values();
+    for (int64_t c = 0; c < cube.patch_bands; ++c) {
+        for (int64_t r = 0; r < cube.patch_rows; r += 2) {
+            T* upper = pixels + c * cube.band_stride + r * cube.row_stride;
+            T* lower = upper + cube.row_stride;
+            T* token = tokens + (c * cube.patch_rows + r) * Columns;
+            const bool both = r + 1 < cube.patch_rows;
+            for (int64_t x = 0; x < columns; ++x, token += values, upper += Columns, lower += Columns) {
+                constexpr size_t kBytes = Columns * sizeof(T);
+                std::memcpy(D == Direction::kToTokens ? token : upper, D == Direction::kToTokens ? upper : token,
+                            kBytes);
+                if (both)
+                    std::memcpy(D == Direction::kToTokens ? token + Columns : lower,
+                                D == Direction::kToTokens ? lower : token + Columns, kBytes);
+            }
+        }
+    }
+}
+
+template <Direction D, class T>
+void copy_token_row(const Cube& cube, T* tokens, T* pixels, int64_t columns) {
+    for (int64_t x = 0; x < columns; ++x)
+        copy_token<D, 0>(cube, tokens + x * cube.token_values(), pixels + x * cube.patch_columns * cube.column_stride);
 }
 
 template <Direction D, class T>
 void copy_grid(const Cube& cube, T* tokens, T* image, int num_threads) {
     const int64_t rows = cube.groups() * cube.grid_rows(), columns = cube.grid_columns(), values = cube.token_values();
-    with_copy<D, T>(cube, [&](auto copy) {
+    const auto copy_with = [&](auto copy) {
         parallel_for(num_threads, cube.batch * rows, columns * values * int64_t{sizeof(T)} * 2, [&](int64_t row) {
             const int64_t group = row % rows / cube.grid_rows(), y = row % cube.grid_rows();
-            T* token = tokens + row * columns * values;
-            for (int64_t x = 0; x < columns; ++x, token += values)
-                copy(cube, token, image + cube.token_offset(row / rows, group, y, x));
+            copy(cube, tokens + row * columns * values, image + cube.token_offset(row / rows, group, y, 0), columns);
         });
+    };
+    const int64_t adjacent = cube.column_stride == 1 ? cube.patch_columns : 0;
+    if (adjacent == 8) return copy_with(copy_token_row<D, 8, T>);
+    if (adjacent == 16) return copy_with(copy_token_row<D, 16, T>);
+    if (adjacent == 4) return copy_with(copy_token_row<D, 4, T>);
+    copy_with([](const Cube& cube, T* tokens, T* pixels, int64_t columns) {
+        copy_token_row<D>(cube, tokens, pixels, columns);
     });
 }
 
@@ -90,16 +115,19 @@ void gather_patchify3d_cpu(const GatherParams& params, int num_threads) {
         using T = typename decltype(type)::type;
         T* image = const_cast<T*>(static_cast<const T*>(params.input));  // only read
         const int64_t values = cube.token_values();
-        with_copy<Direction::kToTokens, T>(cube, [&](auto copy) {
+        const auto copy_with = [&](auto copy) {
             parallel_for(num_threads, cube.batch, params.num_keep * values * int64_t{sizeof(T)} * 2,
                          [&](int64_t sample) {
                              const int64_t* ids = params.ids_keep + sample * params.num_keep;
                              T* token = static_cast<T*>(params.output) + sample * params.num_keep * values;
-                             for (int64_t k = 0; k < params.num_keep; ++k, token += values) {
+                             for (int64_t k = 0; k < params.num_keep; ++k, token += values)
                                  copy(cube, token, image + cube.token_offset(sample, ids[k]));
-                             }
                          });
-        });
+        };
+        const int64_t adjacent = cube.column_stride == 1 ? cube.patch_columns : 0;
+        if (adjacent == 8) return copy_with(copy_token<Direction::kToTokens, 8, T>);
+        if (adjacent == 16) return copy_with(copy_token<Direction::kToTokens, 16, T>);
+        copy_with(copy_token<Direction::kToTokens, 0, T>);
     });
 }
 

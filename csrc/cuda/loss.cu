@@ -18,11 +18,7 @@ namespace {
 constexpr int kThreads = static_cast<int>(kUnitPositions) * kWarp;
 constexpr int kWarps = kThreads / kWarp;
 constexpr int64_t kCountBlocks = 1024;
-
-template <class T, int N>
-struct alignas(sizeof(T) * N > 16 ? 16 : sizeof(T) * N) Pack {
-    T value[N];
-};
+constexpr int64_t kScaleBlocks = 1 << 14;
 
 SPECTRAL_DEVICE bool is_scored(const LossParams& params, int64_t token) {
     return params.mask[token] && (params.valid == nullptr || params.valid[token]);
@@ -64,7 +60,7 @@ SPECTRAL_DEVICE Factors factors(const LossParams& params) {
     const double values = static_cast<double>(params.cube.token_values());
     const double scored = params.scratch[0] * values,
                  complete = (params.scratch[1] > 0 ? params.scratch[1] : 1) * values;
-    return {scored, complete, sizeof(T) == 2 ? 1 / scored : 1};
+    return {scored, complete, kUnderflows<T> ? 1 / scored : 1};
 }
 
 // What a lane sees of one value run: N values of a token and the pixels under them.
@@ -136,8 +132,9 @@ SPECTRAL_KERNEL void loss_kernel(LossParams params) {
     A token_sum = 0, spectral_sum = 0;
     if (place < positions) {  // the same for a whole warp
         const Factors factor = factors<T>(params);
-        const A token_factor = static_cast<A>(2 * params.weights[0] / factor.scored / factor.scale);
-        const A spectral_factor = static_cast<A>(2 * params.weights[1] / factor.complete / factor.scale);
+        const A token_factor = static_cast<A>(2 * weight<A>(params.token_weight) / factor.scored / factor.scale);
+        const A spectral_factor =
+            static_cast<A>(2 * weight<A>(params.spectral_weight) / factor.complete / factor.scale);
         const int64_t first = sample * cube.tokens() + place;
         const Lane<T, I, A, N> lane{params, static_cast<const I*>(params.image) + cube.token_offset(sample, place),
                                     first, params.scratch + loss_statistics_offset(cube) + 2 * first};
@@ -207,8 +204,23 @@ SPECTRAL_KERNEL void finish_kernel(LossParams params) {
     spectral /= factor.complete;
     *static_cast<A*>(params.token) = static_cast<A>(token);
     *static_cast<A*>(params.spectral) = static_cast<A>(spectral);
-    *static_cast<A*>(params.total) = static_cast<A>(params.weights[0] * token + params.weights[1] * spectral);
+    *static_cast<A*>(params.total) =
+        static_cast<A>(weight<A>(params.token_weight) * token + weight<A>(params.spectral_weight) * spectral);
     *static_cast<A*>(params.scale) = static_cast<A>(factor.scale);
+}
+
+template <class T, int N>
+SPECTRAL_KERNEL void scale_kernel(LossScaleParams params) {
+    using A = accumulator_t<T>;
+    const A factor = *static_cast<const A*>(params.grad_total) * *static_cast<const A*>(params.scale);
+    if (factor == 1) return;
+    T* gradient = static_cast<T*>(params.gradient);
+    for (int64_t i = (block_index() * kThreads + thread_index()) * N; i < params.count;
+         i += grid_size() * kThreads * N) {
+        Pack<T, N> pack = load_pack<N>(gradient + i);
+        for (int k = 0; k < N; ++k) pack.value[k] = T(A(pack.value[k]) * factor);
+        store_pack(gradient + i, pack);
+    }
 }
 
 // Whether N neighbouring values can be read and written at once, in prediction, gradient and image.
@@ -240,6 +252,19 @@ void reconstruction_loss_cuda(const LossParams& params, int device, void* stream
         const auto kernel = fits<T, I, kWide>(params) ? loss_kernel<T, I, kWide> : loss_kernel<T, I, 1>;
         launch(op, kernel, loss_units(params.cube), kThreads, on, params);
         launch(op, finish_kernel<T>, int64_t{1}, kThreads, on, params);
+    });
+}
+
+void reconstruction_loss_scale_cuda(const LossScaleParams& params, int device, void* stream) {
+    constexpr const char* op = "reconstruction_loss_scale";
+    const DeviceGuard guard(op, device);
+    dispatch_floating(op, params.dtype, [&](auto type) {
+        using T = typename decltype(type)::type;
+        constexpr int kWide = 16 / sizeof(T);
+        const bool wide = params.count % kWide == 0 && is_aligned(params.gradient);
+        const int64_t values = kThreads * (wide ? kWide : 1), blocks = (params.count + values - 1) / values;
+        launch(op, wide ? scale_kernel<T, kWide> : scale_kernel<T, 1>, blocks < kScaleBlocks ? blocks : kScaleBlocks,
+               kThreads, static_cast<Stream>(stream), params);
     });
 }
 

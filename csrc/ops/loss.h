@@ -3,7 +3,7 @@
 //
 // e = prediction - target;  token = mean of e^2 over scored tokens;  spectral = mean over complete positions of (sum of
 // e over the S groups)^2 gradient * scale = d(token_weight * token + spectral_weight * spectral) / d prediction, with
-// scale 1, or 1/(scored tokens * P) for 16-bit gradients, which would underflow.
+// scale 1, or 1/(scored tokens * P) for float16 gradients, which would underflow.
 #pragma once
 
 #include <cstdint>
@@ -18,18 +18,33 @@ struct LossParams {
     void* token;
     void* spectral;
     void* scale;
-    void* gradient;          // (B, L, P) contiguous, the prediction's dtype; null: not wanted
-    double* scratch;         // reconstruction_loss_scratch() doubles, zeroed
-    const void* prediction;  // (B, L, P) contiguous
-    const void* image;       // at the cube's strides
-    const bool* mask;        // (B, L) true = removed
-    const bool* valid;       // (B, L); null: all valid
-    const double* weights;   // token, spectral
+    void* gradient;            // (B, L, P) contiguous, the prediction's dtype; null: not wanted
+    double* scratch;           // reconstruction_loss_scratch() doubles, zeroed
+    const void* prediction;    // (B, L, P) contiguous
+    const void* image;         // at the cube's strides
+    const bool* mask;          // (B, L) true = removed
+    const bool* valid;         // (B, L); null: all valid
+    const void* token_weight;  // scalars of the type of total
+    const void* spectral_weight;
     Dtype prediction_dtype;  // with image_dtype one of: equal, or 16-bit with float32
     Dtype image_dtype;
     bool normalize_targets;  // each target token to zero mean, unit unbiased variance
     bool spectral_raw;       // the spectral term sums raw tokens all the same
     Cube cube;
+};
+
+// A weight, for the double arithmetic of the factors.
+template <class A>
+SPECTRAL_HOST_DEVICE double weight(const void* scalar) {
+    return static_cast<double>(*static_cast<const A*>(scalar));
+}
+
+struct LossScaleParams {
+    void* gradient;          // contiguous; multiplied in place, unless the product of the factors is 1
+    const void* grad_total;  // scalars: float, or double for a double gradient
+    const void* scale;
+    int64_t count;
+    Dtype dtype;
 };
 
 constexpr double kVarianceEpsilon = 1e-6;
@@ -63,6 +78,9 @@ void dispatch_loss(const LossParams& params, Body body) {
 }
 
 void reconstruction_loss_cpu(const LossParams& params, int num_threads);
+void reconstruction_loss_scale_cpu(const LossScaleParams& params, int num_threads);
+
 void reconstruction_loss_cuda(const LossParams& params, int device, void* stream);
+void reconstruction_loss_scale_cuda(const LossScaleParams& params, int device, void* stream);
 
 }  // namespace spectral

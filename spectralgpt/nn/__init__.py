@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Layers that models are built from. They know tensors and sizes, no data set and no training."""
 
-from spectralgpt.nn.assemble import assemble_tokens
 from spectralgpt.nn.block import NORM_EPSILON, Attention, Block, DropPath, Linear, Mlp
 from spectralgpt.nn.patch_embed import PatchEmbed, cut_cubes
 from spectralgpt.nn.positions import Grid, PositionEmbedding, resample_spatial, resample_spectral
@@ -16,7 +15,6 @@ __all__ = [
     "Mlp",
     "PatchEmbed",
     "PositionEmbedding",
-    "assemble_tokens",
     "cut_cubes",
     "resample_spatial",
     "resample_spectral",

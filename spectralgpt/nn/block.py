@@ -7,13 +7,20 @@ product `attn.qkv`. Every module initialises itself as the published model does.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from spectralgpt.nn.attention import attention
 
 NORM_EPSILON = 1e-6
+
+Recompute = Literal["none", "light", "blocks"]
+"""What a backward pass computes again instead of keeping it: nothing, GELU and LayerNorm, or whole blocks."""
 
 
 class Linear(nn.Linear):
@@ -44,7 +51,11 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, D) -> (B, N, D)."""
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).unbind(2)
+        return self.mix(self.qkv(x))
+
+    def mix(self, qkv: Tensor) -> Tensor:
+        """From the stacked queries, keys and values (B, N, 3 D) to (B, N, D)."""
+        q, k, v = qkv.unflatten(-1, (3, self.num_heads, -1)).unbind(2)
         out: Tensor = self.proj(attention(q, k, v, self.backend).flatten(2))
         return out
 
@@ -83,6 +94,9 @@ class DropPath(nn.Module):
 class Block(nn.Module):
     """Attention and MLP, each behind a LayerNorm and beside a residual."""
 
+    recompute: Recompute = "none"
+    """Set by whoever trains; values and gradients are the same to the bit."""
+
     def __init__(
         self,
         dim: int,
@@ -102,6 +116,31 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, D) -> (B, N, D)."""
+        if self.recompute == "none" or not torch.is_grad_enabled():
+            return self._run(x)
+        if self.recompute == "light":
+            return self._run_light(x)
+        draws = self.training and self.drop_path.rate > 0  # reading the generator is not allowed in a graph capture
+        out: Tensor = checkpoint(self._run, x, use_reentrant=False, preserve_rng_state=draws)
+        return out
+
+    def _run(self, x: Tensor) -> Tensor:
         x = x + self.drop_path(self.attn(self.norm1(x)))
         x = x + self.drop_path(self.mlp(self.norm2(x)))
         return x
+
+    def _run_light(self, x: Tensor) -> Tensor:
+        """Keeps what matrix products give and drops their inputs.
+
+        Recomputation stops as soon as everything dropped is back, which is before the product itself runs again.
+        """
+        mlp = self.mlp
+        x = x + self.drop_path(self.attn.mix(_again(lambda y: self.attn.qkv(self.norm1(y)), x)))
+        hidden = _again(lambda y: mlp.fc1(self.norm2(y)), x)
+        x = x + self.drop_path(_again(lambda y: mlp.fc2(F.gelu(y)), hidden))
+        return x
+
+
+def _again(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    out: Tensor = checkpoint(function, x, use_reentrant=False, preserve_rng_state=False)
+    return out

@@ -6,6 +6,8 @@ groups, h = H/p, w = W/p, L = S*h*w tokens, K kept tokens, P = t*p*p values per 
 `(group*h + y)*w + x`; inside a token: band, row, column.
 """
 
+from spectralgpt.ops.assemble import assemble_tokens
+from spectralgpt.ops.crop_resize import crop_resize
 from spectralgpt.ops.loss import ReconstructionLoss, reconstruction_loss
 from spectralgpt.ops.masking import CubeMask, cube_mask_from_noise, num_visible, random_cube_mask
 from spectralgpt.ops.patchify import gather_patchify3d, patchify3d, unpatchify3d
@@ -15,6 +17,8 @@ __all__ = [
     "CubeMask",
     "Purpose",
     "ReconstructionLoss",
+    "assemble_tokens",
+    "crop_resize",
     "cube_mask_from_noise",
     "gather_patchify3d",
     "num_visible",

@@ -14,6 +14,8 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from spectralgpt.ops.reference import sum_dtype
+
 _C: ModuleType | None
 try:
     from spectralgpt import _C
@@ -22,6 +24,8 @@ except ImportError as error:
     _IMPORT_ERROR = str(error)
 
 _DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
+_PIXEL_CODES = {torch.uint8: 0, torch.uint16: 1, torch.int16: 2}
+_FLOATING_PIXELS = 3
 
 
 def devices() -> tuple[str, ...]:
@@ -91,7 +95,12 @@ def gather_patchify3d(output: Tensor, image: Tensor, ids_keep: Tensor, patch_siz
 def gather_patchify3d_backward(
     output: Tensor, grad: Tensor, ids_keep: Tensor, image_size: Sequence[int], patch_size: Sequence[int]
 ) -> None:
-    """Gradient of the gather for the image."""
+    """Gradient of the gather for the image; 16-bit gradients are summed in float32."""
+    if grad.element_size() == 2:
+        wide = output.new_empty(output.shape, dtype=torch.float32)
+        gather_patchify3d_backward(wide, grad.float(), ids_keep, image_size, patch_size)
+        output.copy_(wide)
+        return
     grad, ids_keep = grad.contiguous(), ids_keep.contiguous()
     _launch(
         "gather_patchify3d_backward",
@@ -163,7 +172,7 @@ def reconstruction_loss(
     total, token, spectral, gradient, scale = outputs
     prediction, mask = prediction.contiguous(), mask.contiguous()
     valid = None if valid is None else valid.contiguous()
-    weights = torch.stack([token_weight, spectral_weight]).to(torch.float64)
+    token_weight, spectral_weight = token_weight.to(total.dtype), spectral_weight.to(total.dtype)
     image = _loss_image(image, prediction)
     scratch = torch.zeros(_loss_scratch(image, patch_size, normalize_targets), dtype=torch.float64, device=image.device)
     _launch(
@@ -179,12 +188,26 @@ def reconstruction_loss(
         image.data_ptr(),
         mask.data_ptr(),
         0 if valid is None else valid.data_ptr(),
-        weights.data_ptr(),
+        token_weight.data_ptr(),
+        spectral_weight.data_ptr(),
         _DTYPE_CODES[prediction.dtype],
         _DTYPE_CODES[image.dtype],
         normalize_targets,
         spectral_raw,
         *_cube(image, patch_size),
+    )
+
+
+def reconstruction_loss_scale(_: None, gradient: Tensor, grad_total: Tensor, scale: Tensor) -> None:
+    """Gradient times its factors, in place; a product of 1 touches nothing."""
+    _launch(
+        "reconstruction_loss_scale",
+        gradient,
+        gradient.data_ptr(),
+        grad_total.data_ptr(),
+        scale.data_ptr(),
+        gradient.numel(),
+        _DTYPE_CODES[gradient.dtype],
     )
 
 
@@ -199,3 +222,120 @@ def _loss_scratch(image: Tensor, patch_size: Sequence[int], normalize_targets: b
     """Doubles that the loss needs: counts, two partial sums per unit of positions, target statistics per token."""
     assert _C is not None
     return int(_C.reconstruction_loss_scratch(normalize_targets, *_cube(image, patch_size)))
+
+
+def assemble_tokens(
+    output: Tensor,
+    visible: Tensor,
+    mask_token: Tensor,
+    positions: Tensor,
+    ids_restore: Tensor,
+    out_dtype: torch.dtype,
+) -> None:
+    """Visible tokens, mask token and positions to the whole sequence."""
+    wide = sum_dtype(visible, mask_token, positions)
+    whole = output
+    if (wide == torch.float64) != (out_dtype == torch.float64):  # rounded, or widened, once at the end
+        whole = output.new_empty(output.shape, dtype=wide)
+    visible = (visible.to(wide) if wide == torch.float64 else visible).contiguous()
+    mask_token, positions = mask_token.to(wide).contiguous(), positions.to(wide).contiguous()
+    ids_restore = ids_restore.contiguous()
+    _launch(
+        "assemble_tokens",
+        visible,
+        whole.data_ptr(),
+        visible.data_ptr(),
+        mask_token.data_ptr(),
+        positions.data_ptr(),
+        ids_restore.data_ptr(),
+        _DTYPE_CODES[whole.dtype],
+        _DTYPE_CODES[visible.dtype],
+        *_assemble_sizes(visible, ids_restore),
+    )
+    if whole is not output:
+        output.copy_(whole)
+
+
+def assemble_tokens_backward(
+    outputs: tuple[Tensor, Tensor, Tensor],
+    grad: Tensor,
+    ids_restore: Tensor,
+    num_keep: int,
+    visible_dtype: torch.dtype,
+    mask_dtype: torch.dtype,
+    positions_dtype: torch.dtype,
+) -> None:
+    """Gradients of the assembly, each in the dtype sums are taken in, then in its own."""
+    assert _C is not None
+    wide = sum_dtype(grad)
+    visible, mask_token, positions = (
+        output if output.dtype == dtype else output.new_empty(output.shape, dtype=dtype)
+        for output, dtype in zip(outputs, (wide if wide == torch.float64 else visible_dtype, wide, wide), strict=True)
+    )
+    if visible.dtype == torch.float64 != wide:
+        visible = visible.new_empty(visible.shape, dtype=wide)
+    grad, ids_restore = grad.contiguous(), ids_restore.contiguous()
+    scratch = positions.new_empty(_C.assemble_scratch(*positions.shape))
+    _launch(
+        "assemble_tokens_backward",
+        grad,
+        visible.data_ptr(),
+        mask_token.data_ptr(),
+        positions.data_ptr(),
+        scratch.data_ptr(),
+        grad.data_ptr(),
+        ids_restore.data_ptr(),
+        _DTYPE_CODES[grad.dtype],
+        _DTYPE_CODES[visible.dtype],
+        *_assemble_sizes(visible, ids_restore),
+    )
+    for output, result in zip(outputs, (visible, mask_token, positions), strict=True):
+        if result is not output:
+            output.copy_(result)
+
+
+def _assemble_sizes(visible: Tensor, ids_restore: Tensor) -> tuple[int, int, int, int]:
+    batch, num_keep, channels = visible.shape
+    return batch, num_keep, ids_restore.shape[1], channels
+
+
+def crop_resize(
+    output: Tensor,
+    pixels: Tensor,
+    layout: Tensor,
+    boxes: Tensor,
+    flips: Tensor,
+    size: int,
+    bands: int,
+    offset: Tensor,
+    scale: Tensor,
+    antialias: bool,
+    out_dtype: torch.dtype,
+) -> None:
+    """Boxes of a packed batch, resized, flipped and normalised."""
+    assert _C is not None
+    pixels, layout, boxes, flips, offset, scale = (
+        tensor.contiguous() for tensor in (pixels, layout, boxes, flips, offset, scale)
+    )
+    scratch_size, scratch = 0, None
+    if pixels.device.type == "cpu" and layout.numel():
+        side = max(0, min(int(boxes[:, 2:].max()), pixels.numel()))
+        scratch_size = _C.crop_resize_scratch(size, side, 8 if pixels.dtype == torch.float64 else 4)
+        threads = min(torch.get_num_threads(), layout.shape[0])
+        scratch = torch.empty(threads * scratch_size, dtype=torch.uint8)
+    _launch(
+        "crop_resize",
+        pixels,
+        output.data_ptr(),
+        *(tensor.data_ptr() for tensor in (pixels, layout, boxes, flips, offset, scale)),
+        0 if scratch is None else scratch.data_ptr(),
+        _PIXEL_CODES.get(pixels.dtype, _FLOATING_PIXELS),
+        _DTYPE_CODES.get(pixels.dtype, -1),
+        _DTYPE_CODES[out_dtype],
+        antialias,
+        layout.shape[0],
+        bands,
+        size,
+        pixels.numel(),
+        scratch_size,
+    )

@@ -16,9 +16,7 @@ from torch import Tensor
 
 from spectralgpt.ops import _native, reference
 from spectralgpt.ops._registry import define
-from spectralgpt.ops.patchify import check_image, check_same_device
-
-_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+from spectralgpt.ops.patchify import FLOATS, check_image, check_same_device, sizes
 
 
 class ReconstructionLoss(NamedTuple):
@@ -53,7 +51,7 @@ def _loss_meta(
     op = "reconstruction_loss"
     num_tokens, num_values = check_image(op, image, patch_size)
     for name, tensor in (("prediction", prediction), ("image", image)):
-        if tensor.dtype not in _DTYPES:
+        if tensor.dtype not in FLOATS:
             raise TypeError(f"{op}: expected {name} of dtype float32, float64, float16 or bfloat16, got {tensor.dtype}")
     expected = (image.shape[0], num_tokens, num_values)
     if tuple(prediction.shape) != expected:
@@ -95,11 +93,15 @@ def _loss_backward(ctx: Any, grad_total: Tensor, *_: Any) -> tuple[Tensor | None
     gradient, scale = ctx.saved_tensors
     if gradient.numel() == 0:
         raise RuntimeError("reconstruction_loss: expected with_gradient=True for a backward pass, got False")
-    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-        gradient = (
-            gradient.detach().requires_grad_()
-        )  # create_graph=True: a later use of the graph must raise, not see a constant
-    return (_reconstruction_loss_backward(grad_total, gradient, scale), *[None] * 9)
+    if torch.compiler.is_compiling() or type(gradient) is not Tensor:  # in the open, for the compiler to fuse
+        gradient = gradient * (grad_total * scale)
+    elif torch.is_grad_enabled():  # create_graph=True: a later use of the graph must raise, not see a constant
+        gradient = _reconstruction_loss_backward(grad_total, gradient.detach().requires_grad_(), scale)
+    elif torch._C._autograd._get_current_graph_task_keep_graph():  # another backward pass may follow
+        gradient = _reconstruction_loss_backward(grad_total, gradient, scale)
+    else:  # the buffer is nobody's any more; a factor of 1, the usual one, costs nothing
+        _reconstruction_loss_scale(gradient, grad_total, scale)
+    return (gradient, *[None] * 9)
 
 
 _reconstruction_loss = define(
@@ -130,9 +132,19 @@ _reconstruction_loss_backward = define(  # an op of its own, so that its derivat
 )
 
 
-def _weight(value: float | Tensor, like: Tensor) -> Tensor:
+_reconstruction_loss_scale = define(
+    "reconstruction_loss_scale(Tensor(a!) gradient, Tensor grad_total, Tensor scale) -> ()",
+    meta=lambda gradient, grad_total, scale: None,
+    reference=reference.reconstruction_loss_scale,
+    native=_native.reconstruction_loss_scale,
+)
+
+
+def _weight(name: str, value: float | Tensor, like: Tensor) -> Tensor:
     if isinstance(value, Tensor):
         return value.detach()
+    if not isinstance(value, int | float):
+        raise TypeError(f"reconstruction_loss: expected {name} as a float or a 0-d floating tensor, got {value!r}")
     return torch.full(
         (), value, dtype=torch.float64 if like.dtype == torch.float64 else torch.float32, device=like.device
     )
@@ -189,12 +201,12 @@ def reconstruction_loss(
         prediction,
         image,
         mask,
-        patch_size,
+        sizes("reconstruction_loss", "patch_size", patch_size),
         valid,
         normalize_targets,
         normalize_targets and spectral_targets == "raw",
-        _weight(token_weight, prediction),
-        _weight(spectral_weight, prediction),
+        _weight("token_weight", token_weight, prediction),
+        _weight("spectral_weight", spectral_weight, prediction),
         with_gradient,
     )
     return ReconstructionLoss(total, token, spectral)

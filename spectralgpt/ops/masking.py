@@ -31,8 +31,16 @@ class CubeMask(NamedTuple):
 
 def num_visible(num_tokens: int, mask_ratio: float) -> int:
     """K = int(L * (1 - mask_ratio)), truncated in double precision as published (57 of 576 at 0.9)."""
+    return _num_visible("num_visible", num_tokens, mask_ratio)
+
+
+def _num_visible(op: str, num_tokens: int, mask_ratio: float) -> int:
+    if not isinstance(mask_ratio, int | float):
+        raise TypeError(f"{op}: expected mask_ratio as a number, got {mask_ratio!r}")
+    if isinstance(num_tokens, float):
+        raise TypeError(f"{op}: expected num_tokens as an int, got {num_tokens}")
     if not 0.0 <= mask_ratio < 1.0:
-        raise ValueError(f"cube mask: expected mask_ratio in [0, 1), got {mask_ratio}")
+        raise ValueError(f"{op}: expected mask_ratio in [0, 1), got {mask_ratio}")
     return int(num_tokens * (1.0 - mask_ratio))
 
 
@@ -89,8 +97,10 @@ def _key(name: str, value: int | Tensor, device: torch.device) -> Tensor:
             f"random_cube_mask: expected {name} as a 0-d int64 tensor while a CUDA graph is captured, "
             "got an int, which every replay would repeat"
         )
-    if value < 0:
-        raise ValueError(f"random_cube_mask: expected {name} >= 0, got {value}")
+    if not isinstance(value, int):
+        raise TypeError(f"random_cube_mask: expected {name} as an int or a 0-d int64 tensor, got {value!r}")
+    if not 0 <= value < 1 << 63:
+        raise ValueError(f"random_cube_mask: expected {name} in [0, 2^63), got {value}")
     return torch.full((), value, dtype=torch.int64, device=device)
 
 
@@ -121,7 +131,7 @@ def random_cube_mask(
         torch.Size([4, 57])
     """
     device = sample_ids.device
-    num_keep = num_visible(num_tokens, mask_ratio)
+    num_keep = _num_visible("random_cube_mask", num_tokens, mask_ratio)
     seed, step = _key("seed", seed, device), _key("step", step, device)
     return CubeMask(*_random_cube_mask(sample_ids, num_tokens, num_keep, seed, step))
 
@@ -161,4 +171,5 @@ def cube_mask_from_noise(noise: Tensor, mask_ratio: float) -> CubeMask:
         ValueError: wrong shape or ratio.
         TypeError: noise of another dtype.
     """
-    return CubeMask(*_cube_mask_from_noise(noise, num_visible(noise.shape[-1] if noise.dim() else 0, mask_ratio)))
+    num_tokens = noise.shape[-1] if noise.dim() else 0
+    return CubeMask(*_cube_mask_from_noise(noise, _num_visible("cube_mask_from_noise", num_tokens, mask_ratio)))

@@ -12,6 +12,8 @@ from torch import Tensor
 from spectralgpt.ops import _native, reference
 from spectralgpt.ops._registry import define
 
+FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
 
 def check_patch(op: str, patch_size: Sequence[int]) -> tuple[int, int, int]:
     """The patch (t, p, q), all at least 1."""
@@ -20,6 +22,13 @@ def check_patch(op: str, patch_size: Sequence[int]) -> tuple[int, int, int]:
             f"{op}: expected patch_size of three positive sizes (bands, rows, columns), got {tuple(patch_size)}"
         )
     return patch_size[0], patch_size[1], patch_size[2]
+
+
+def sizes(op: str, name: str, value: Sequence[int]) -> Sequence[int]:
+    """The argument, or our error where torch would speak of its own types."""
+    if isinstance(value, int):
+        raise TypeError(f"{op}: expected {name} of three sizes (bands, rows, columns), got {value}")
+    return value
 
 
 def check_grid(op: str, image_size: Sequence[int], patch_size: Sequence[int]) -> tuple[int, int]:
@@ -46,7 +55,8 @@ def check_image(op: str, image: Tensor, patch_size: Sequence[int]) -> tuple[int,
 def check_same_device(op: str, **tensors: Tensor | None) -> None:
     """All tensors live on one device."""
     devices = {name: tensor.device for name, tensor in tensors.items() if tensor is not None}
-    if len(set(devices.values())) > 1:
+    first = next(iter(devices.values()))
+    if any(device != first for device in devices.values()):
         found = ", ".join(f"{name} on {device}" for name, device in devices.items())
         raise ValueError(f"{op}: expected all tensors on one device, got {found}")
 
@@ -98,7 +108,7 @@ def patchify3d(image: Tensor, patch_size: Sequence[int] = (3, 8, 8)) -> Tensor:
         >>> patchify3d(torch.zeros(2, 12, 96, 96)).shape
         torch.Size([2, 576, 192])
     """
-    tokens: Tensor = _patchify3d(image, patch_size)
+    tokens: Tensor = _patchify3d(image, sizes("patchify3d", "patch_size", patch_size))
     return tokens
 
 
@@ -147,7 +157,8 @@ def unpatchify3d(tokens: Tensor, image_size: Sequence[int], patch_size: Sequence
     Raises:
         ValueError: the tokens do not fit the image and patch.
     """
-    image: Tensor = _unpatchify3d(tokens, image_size, patch_size)
+    op = "unpatchify3d"
+    image: Tensor = _unpatchify3d(tokens, sizes(op, "image_size", image_size), sizes(op, "patch_size", patch_size))
     return image
 
 
@@ -242,5 +253,5 @@ def gather_patchify3d(image: Tensor, ids_keep: Tensor, patch_size: Sequence[int]
         TypeError: an integer image or ids that are not int64.
         IndexError: an id outside the grid (on CUDA a device assert, as everywhere in torch).
     """
-    tokens: Tensor = _gather_patchify3d(image, ids_keep, patch_size)
+    tokens: Tensor = _gather_patchify3d(image, ids_keep, sizes("gather_patchify3d", "patch_size", patch_size))
     return tokens

@@ -61,7 +61,7 @@ def build(cache: Path, name: str = "_emulated", flags: Sequence[str] = (), plant
 
 def _compile(text: str, unit: Path, options: Sequence[str], target: Path) -> None:
     command = [
-        *("g++", "-std=c++17", "-O1", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror"),
+        *("g++", "-std=c++17", "-O1", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror", "-Wno-psabi"),
         *("-DSPECTRAL_EMULATE", "-DSPECTRAL_CUDA", '-DSPECTRAL_COMPILER="g++"', '-DSPECTRAL_BUILD_TYPE="emulated"'),
         *('-DSPECTRAL_CUDA_VERSION="emulated"', '-DSPECTRAL_CUDA_ARCHITECTURES="emulated"', *options),
         *(f"-I{CSRC}", f"-I{EMULATION}", f"-I{pybind11.get_include()}", f"-I{sysconfig.get_path('include')}"),

@@ -129,7 +129,7 @@ def loss(kernels: ModuleType, where: tuple[str, tuple[int, ...]], rng: np.random
     scratch = np.zeros(kernels.reconstruction_loss_scratch(normalize, *shape.cube(image)))
     getattr(kernels, f"reconstruction_loss_{device}")(
         *(address(scalars[i:]) for i in range(4)),
-        *(address(array) for array in (gradient, scratch, prediction, image, mask, valid, weights)),
+        *(address(array) for array in (gradient, scratch, prediction, image, mask, valid, weights, weights[1:])),
         *(1, 1, normalize, raw, *shape.cube(image), *target),
     )
     truth = shape.patchify(image)
@@ -149,6 +149,84 @@ def loss(kernels: ModuleType, where: tuple[str, tuple[int, ...]], rng: np.random
     np.testing.assert_allclose(gradient, by_token + by_position, rtol=1e-9, atol=1e-14)
 
 
+def assembly(kernels: ModuleType, where: tuple[str, tuple[int, ...]], rng: np.random.Generator) -> None:
+    """assemble_tokens and its backward, in float32 and float64."""
+    device, target = where
+    batch, tokens, channels = (int(n) for n in rng.integers(1, [12, 20, 40]))
+    keep, code = int(rng.integers(0, tokens + 1)), int(rng.integers(2))
+    dtype = np.float64 if code else np.float32
+    places = np.stack([rng.permutation(tokens) for _ in range(batch)])
+    visible = rng.random((batch, keep, channels)).astype(dtype)
+    mask_token, positions = rng.random(channels).astype(dtype), rng.random((tokens, channels)).astype(dtype)
+    out, sizes = np.full((batch, tokens, channels), 77, dtype), (code, code, batch, keep, tokens, channels)
+    inputs = (visible, mask_token, positions, places)
+    getattr(kernels, f"assemble_tokens_{device}")(address(out), *map(address, inputs), *sizes, *target)
+    table = np.concatenate([visible, np.broadcast_to(mask_token, (batch, 1, channels))], 1)
+    rows = np.minimum(places, keep)[:, :, None]
+    np.testing.assert_array_equal(out, np.take_along_axis(table, rows, 1) + positions)
+
+    grad = rng.random(out.shape).astype(dtype)
+    outputs = [np.full_like(array, 77) for array in (visible, mask_token, positions)]
+    scratch = np.full(kernels.assemble_scratch(tokens, channels), 77, dtype)
+    getattr(kernels, f"assemble_tokens_backward_{device}")(
+        *map(address, (*outputs, scratch, grad, places)), *sizes, *target
+    )
+    ids_keep = np.argsort(places, 1)[:, :keep, None]
+    np.testing.assert_array_equal(outputs[0], np.take_along_axis(grad, ids_keep, 1))
+    np.testing.assert_allclose(outputs[1], (grad * (places >= keep)[:, :, None]).sum((0, 1)), rtol=1e-5)
+    np.testing.assert_allclose(outputs[2], grad.sum(0), rtol=1e-5)
+
+
+def crops(kernels: ModuleType, where: tuple[str, tuple[int, ...]], rng: np.random.Generator) -> None:
+    """crop_resize of boxes inside larger images, against a matrix for each axis."""
+    device, target = where
+    batch, bands, size = (int(n) for n in rng.integers(1, [4, 4, 20]))
+    antialias, inner = bool(rng.integers(2)), rng.integers(1, 40, (batch, 2))
+    shapes, corners = inner + rng.integers(0, 5, (batch, 2)), rng.integers(0, 5, (batch, 2))
+    shapes += corners
+    starts = np.concatenate([[0], np.cumsum(bands * shapes.prod(1))])
+    pixels = np.full(starts[-1], 60000, np.uint16)  # seen in the result if read
+    boxes = np.concatenate([corners, inner], 1).astype(np.int32)
+    for sample, (y, x, h, w) in enumerate(boxes):
+        image = pixels[starts[sample] : starts[sample + 1]].reshape(bands, *shapes[sample])
+        image[:, y : y + h, x : x + w] = rng.integers(0, 1000, (bands, h, w))
+    layout = np.concatenate([starts[:-1, None], shapes], 1)
+    flips = rng.random((batch, 2)) < 0.5
+    offset, scale = (rng.random((batch, bands)).astype(np.float32) for _ in range(2))
+    out = np.full((batch, bands, size, size), 77, np.float32)
+    scratch_size = kernels.crop_resize_scratch(size, int(inner.max()), 4)
+    scratch = np.full(2 * scratch_size, 77, np.uint8)
+    arrays = (out, pixels, layout, boxes, flips, offset, scale, scratch)
+    sizes = (batch, bands, size, len(pixels), scratch_size)
+    getattr(kernels, f"crop_resize_{device}")(*map(address, arrays), 1, -1, 0, antialias, *sizes, *target)
+    for sample, (y, x, h, w) in enumerate(boxes):
+        image = pixels[starts[sample] : starts[sample + 1]].reshape(bands, *shapes[sample])[:, y : y + h, x : x + w]
+        rows, columns = (
+            bicubic(n, size, antialias)[:: -1 if flip else 1] for n, flip in zip((h, w), flips[sample], strict=True)
+        )
+        view = rows @ image.astype(np.float64) @ columns.T
+        expected = (view - offset[sample][:, None, None]) * scale[sample][:, None, None]
+        np.testing.assert_allclose(out[sample], expected, rtol=1e-4, atol=1e-2)
+
+
+def bicubic(length: int, size: int, antialias: bool) -> Array:
+    """The matrix that resizes an axis."""
+    step = length / size
+    wide = max(step, 1.0) if antialias else 1.0
+    a = -0.5 if antialias else -0.75
+    matrix = np.zeros((size, length))
+    for index in range(size):
+        centre = (index + 0.5) * step - 0.5
+        reach = range(int(np.ceil(centre - 2 * wide)), int(np.floor(centre + 2 * wide)) + 1)
+        for place in reach:
+            t = abs(place - centre) / wide
+            near, far = (a + 2) * t**3 - (a + 3) * t**2 + 1, a * (t**3 - 5 * t**2 + 8 * t - 4)
+            if antialias and not 0 <= place < length:
+                continue
+            matrix[index, min(max(place, 0), length - 1)] += near if t < 1 else far if t < 2 else 0.0
+    return matrix / matrix.sum(1, keepdims=True)
+
+
 def main(path: str, rounds: int) -> None:
     """All kernels on both targets; the emulated device in all three thread orders."""
     spec = importlib.util.spec_from_file_location(Path(path).name.split(".")[0], path)
@@ -158,7 +236,7 @@ def main(path: str, rounds: int) -> None:
     for number in range(rounds):
         kernels.set_schedule(number % 3)
         for where in (("cpu", (2,)), ("cuda", (0, 0))):
-            for check in (permutations, masks, loss):
+            for check in (permutations, masks, loss, assembly, crops):
                 check(kernels, where, np.random.default_rng(number))
     print(f"{rounds} rounds passed")
 

@@ -75,7 +75,7 @@ def test_sanitizers_find_nothing(cache: Path) -> None:
         ),
         (Plant("loss.cu", "if (place < positions) {  //", "if (place <= positions) {  //"), "heap-buffer-overflow"),
         (
-            Plant("masking.cpp", "++histogram[words.word[i] >> 24];", "histogram[0] += 1 << (words.word[i] >> 24);"),
+            Plant("masking.cpp", "++histogram[words[token] >> 24];", "histogram[0] += 1 << (words[token] >> 24);"),
             "shift exponent",
         ),
     ],

@@ -1,0 +1,266 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Each op beside the published eager chain, torch.compile of that chain, and a plain copy of the same bytes.
+
+    python benchmarks/ops.py --batch 16 --threads 1 --rounds 30 --out ops.json
+    python benchmarks/ops.py --device cuda --batch 256
+
+All candidates of an op run in turn, round by round, so that whatever else the machine does meets all of them; minima
+are compared. `copy` is the share of the machine's own copy rate: bytes that the op must move, over its time, divided
+by the same for `torch.clone` of as many bytes. On CUDA, inputs rotate through buffers larger than the L2 cache.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import op_rivals as rivals
+import torch
+from torch import Tensor
+
+from spectralgpt import ops
+
+PATCH = (3, 8, 8)
+BANDS, SIZE, CHANNELS, DECODER, MASK_RATIO = 12, 96, 768, 512, 0.9
+ROTATE_BYTES = 256 << 20
+
+Call = Callable[[int], Any]
+
+
+@dataclass
+class Contest:
+    """An op, its rivals, and the bytes it cannot avoid to move; a call takes the number of the round."""
+
+    name: str
+    num_bytes: int
+    ours: Call
+    eager: Call | None = None
+    compiled: Call | None = None
+    samples: int = 0
+    times: dict[str, list[float]] = field(default_factory=dict)
+
+
+def backward(function: Callable[..., Tensor], leaves: Sequence[Tensor], gradient: Tensor | None = None) -> Call:
+    """Forward and backward; gradients of the leaves are dropped."""
+
+    def run(number: int) -> None:
+        function(number).backward(gradient)
+        for leaf in leaves:
+            leaf.grad = None
+
+    return run
+
+
+def contests(batch: int, device: torch.device, dtype: torch.dtype, compile_rivals: bool) -> list[Contest]:
+    """Everything to be timed."""
+
+    def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+        return torch.compile(function) if compile_rivals else function
+
+    copies = max(1, ROTATE_BYTES // (batch * BANDS * SIZE * SIZE * 4)) if device.type == "cuda" else 1
+    images = [torch.rand(batch, BANDS, SIZE, SIZE, device=device) for _ in range(copies)]
+    length = ops.patchify3d(images[0][:1]).shape[1]
+    keep = ops.num_visible(length, MASK_RATIO)
+    sample_ids = torch.arange(batch, device=device)
+    seed, step = (torch.tensor(value, device=device) for value in (1, 2))
+    mask = ops.random_cube_mask(sample_ids, length, MASK_RATIO, seed=0)
+    predictions = [torch.rand(batch, length, 192, device=device, dtype=dtype).requires_grad_() for _ in range(copies)]
+    width = predictions[0].element_size()
+    values = images[0].numel()
+
+    def pick(tensors: list[Tensor], number: int) -> Tensor:
+        return tensors[number % copies]
+
+    def losses(normalize: bool) -> Contest:
+        rival_mask = mask.mask.float()
+        chain = compiled(rivals.loss)
+
+        def ours(number: int) -> Tensor:
+            image, prediction = pick(images, number), pick(predictions, number)
+            return ops.reconstruction_loss(prediction, image, mask.mask, PATCH, normalize_targets=normalize).total
+
+        def eager(number: int, function: Callable[..., Tensor] = rivals.loss) -> Tensor:
+            return function(pick(predictions, number), pick(images, number), rival_mask, PATCH, normalize)
+
+        return Contest(
+            f"reconstruction_loss {'normalised' if normalize else 'raw'} fwd+bwd",
+            values * (4 + 2 * width),
+            backward(ours, predictions),
+            backward(eager, predictions),
+            backward(lambda number: eager(number, chain), predictions),
+        )
+
+    weight = torch.randn(CHANNELS, 1, *PATCH, device=device)
+    matrix, bias = weight.flatten(1), torch.randn(CHANNELS, device=device)
+    random_chain, embed_chain = compiled(rivals.random_mask), compiled(rivals.embed)
+    patchify_chain, assemble_chain = compiled(rivals.patchify), compiled(rivals.assemble)
+
+    visible = torch.rand(batch, keep, DECODER, device=device, dtype=dtype).requires_grad_()
+    token = torch.rand(DECODER, device=device).requires_grad_()
+    positions = torch.rand(length, DECODER, device=device).requires_grad_()
+    gradient = torch.rand(batch, length, DECODER, device=device)
+    leaves = (visible, token, positions)
+
+    return [
+        losses(False),
+        losses(True),
+        Contest(
+            "random_cube_mask",
+            batch * (keep * 8 + length * 9),
+            lambda _: ops.random_cube_mask(sample_ids, length, MASK_RATIO, seed=seed, step=step),
+            lambda _: rivals.random_mask(batch, length, keep, device),
+            lambda _: random_chain(batch, length, keep, device),
+        ),
+        Contest(
+            "gather_patchify3d + GEMM",
+            0,
+            lambda n: torch.addmm(
+                bias, ops.gather_patchify3d(pick(images, n), mask.ids_keep).flatten(0, 1), matrix.t()
+            ),
+            lambda n: rivals.embed(pick(images, n), weight, bias, mask.ids_keep),
+            lambda n: embed_chain(pick(images, n), weight, bias, mask.ids_keep),
+        ),
+        Contest(
+            "gather_patchify3d",
+            batch * keep * 192 * 8,
+            lambda n: ops.gather_patchify3d(pick(images, n), mask.ids_keep),
+        ),
+        Contest(
+            "assemble_tokens fwd+bwd",
+            (gradient.numel() * 4 + visible.numel() * width) * 2,
+            backward(lambda _: ops.assemble_tokens(*leaves, mask.ids_restore), leaves, gradient),
+            backward(lambda _: rivals.assemble(*leaves, mask.ids_restore), leaves, gradient),
+            backward(lambda _: assemble_chain(*leaves, mask.ids_restore), leaves, gradient),
+        ),
+        Contest(
+            "patchify3d",
+            values * 8,
+            lambda n: ops.patchify3d(pick(images, n), PATCH),
+            lambda n: rivals.patchify(pick(images, n), PATCH),
+            lambda n: patchify_chain(pick(images, n), PATCH),
+        ),
+        crops(batch, device),
+    ]
+
+
+def crops(batch: int, device: torch.device) -> Contest:
+    """Random resized crops 64 -> 96 of 16-bit images; the rival prepares sample by sample on the CPU."""
+    generator = np.random.default_rng(0)
+    stack = generator.integers(0, 10_000, (batch, BANDS, 64, 64)).astype(np.uint16)
+    pixels = torch.from_numpy(stack.reshape(-1)).to(device)
+    sides = np.sqrt(generator.uniform(0.2, 1.0, batch) * 64 * 64).astype(np.int32)
+    corners = [generator.integers(0, 64 - sides + 1) for _ in range(2)]
+    boxes = torch.from_numpy(np.stack([*corners, sides, sides], 1).astype(np.int32)).to(device)
+    layout = torch.tensor([[i * BANDS * 64 * 64, 64, 64] for i in range(batch)], device=device)
+    flips = torch.from_numpy(generator.random((batch, 2)) < 0.5).to(device)
+    affine = {name: torch.full((batch, BANDS), 1e-4, device=device) for name in ("offset", "scale")}
+
+    def eager(_: int) -> None:
+        for image in stack:
+            rivals.augment(image, SIZE, generator)
+
+    return Contest(
+        "crop_resize 64 -> 96, uint16",
+        batch * BANDS * (64 * 64 * 2 + SIZE * SIZE * 4),
+        lambda _: ops.crop_resize(pixels, layout, boxes, flips, SIZE, bands=BANDS, **affine),
+        eager,
+        samples=batch,
+    )
+
+
+def seconds(call: Call, number: int, device: torch.device) -> float:
+    """Wall-clock seconds of one call, the device's queue emptied."""
+    start = time.perf_counter()
+    call(number)
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def measure(contest: Contest, rounds: int, device: torch.device, with_compiled: bool) -> dict[str, Any]:
+    """Times all candidates in turn."""
+    candidates: dict[str, Call] = {"ours": contest.ours}
+    if contest.eager:
+        candidates["eager"] = contest.eager
+    if contest.compiled and with_compiled:
+        candidates["compiled"] = contest.compiled
+    if contest.num_bytes:
+        source = torch.ones(contest.num_bytes // 8, device=device)
+        candidates["copy"] = lambda _: source.clone()
+    times: dict[str, list[float]] = {name: [] for name in candidates}
+    for number in range(rounds + 3):
+        for name, call in candidates.items():
+            repeats = 1 if name == "eager" else 3  # the quick ones see more of a noisy machine's quiet moments
+            took = min(seconds(call, number + i, device) for i in range(repeats))
+            if number >= 3:  # the first rounds warm up and compile
+                times[name].append(took)
+    best = {name: min(values) for name, values in times.items()}
+    result: dict[str, Any] = {"op": contest.name, **{f"{name}_ms": 1e3 * value for name, value in best.items()}}
+    for rival in ("eager", "compiled"):
+        if rival in best:
+            result[f"vs_{rival}"] = best[rival] / best["ours"]
+    if "copy" in best:
+        result["share_of_copy"] = best["copy"] / best["ours"]
+        result["GB_per_s"] = contest.num_bytes / best["ours"] / 1e9
+    if contest.samples:
+        result["samples_per_s"] = contest.samples / best["ours"]
+    return result
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    """Markdown."""
+    columns = ("ours_ms", "eager_ms", "compiled_ms", "vs_eager", "vs_compiled", "share_of_copy", "GB_per_s")
+    lines = ["| op | " + " | ".join(columns) + " | samples_per_s |", "|---" * (len(columns) + 2) + "|"]
+    for result in results:
+        cells = [f"{result[column]:.3g}" if column in result else "" for column in columns]
+        cells.append(f"{result['samples_per_s']:.0f}" if "samples_per_s" in result else "")
+        lines.append(f"| {result['op']} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--only", default="", help="ops whose name contains this")
+    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile of the rivals out")
+    parser.add_argument("--out", type=Path, help="JSON file to write")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Prints the table."""
+    args = parse(arguments)
+    torch.set_num_threads(args.threads)
+    device = torch.device(args.device)
+    torch.manual_seed(0)
+    chosen = contests(args.batch, device, getattr(torch, args.dtype), not args.no_compile)
+    results = [
+        measure(contest, args.rounds, device, not args.no_compile) for contest in chosen if args.only in contest.name
+    ]
+    print(table(results))
+    if args.out:
+        about = {
+            "device": torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or "cpu",
+            "torch": torch.__version__,
+            "date": time.strftime("%Y-%m-%d"),
+            **{key: value for key, value in vars(args).items() if key not in ("out", "device")},
+        }
+        args.out.write_text(json.dumps({**about, "results": results}, indent=2) + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,105 @@
+// SPDX-License-Identifier: Apache-2.0
+// Boxes of packed images, resized to squares by torch's bicubic, flipped, offset and scaled. The sampling rule is
+// shared by host and device.
+#pragma once
+
+#include <cstdint>
+
+#include "core/dtype.h"
+
+namespace spectral {
+
+enum class PixelType : int { kUint8 = 0, kUint16 = 1, kInt16 = 2, kFloat = 3 };  // order of _PIXEL_CODES in _native.py
+
+struct CropResizeParams {
+    void* output;           // (B, bands, size, size) contiguous
+    const void* pixels;     // images (bands, H, W), each contiguous
+    const int64_t* layout;  // (B, 3) first value in pixels, H, W
+    const int32_t* boxes;   // (B, 4) first row, first column, rows, columns
+    const bool* flips;      // (B, 2) vertical, horizontal
+    const void* offset;     // (B, bands) float; double for double pixels
+    const void* scale;      // (B, bands), likewise
+    void* scratch;          // CPU: scratch_size bytes for each thread
+    PixelType pixel_type;
+    Dtype pixel_dtype;  // of floating pixels
+    Dtype output_dtype;
+    bool antialias;
+    int64_t batch, bands, size, num_pixels, scratch_size;
+};
+
+// Which values of an axis an output value is made of, and how much of each (align_corners=False).
+template <class A>
+struct Taps {
+    A centre, step, coefficient;
+    int64_t first, count;  // of the values inside the box
+    A total;               // what the weights add up to, before they are normalised
+
+    // Plain: 4 values around the centre, those beyond the border taken from it, cubic coefficient -0.75. Antialiased:
+    // coefficient -0.5, and when shrinking as many values as the kernel, widened by the scale, covers; those beyond the
+    // border left out.
+    SPECTRAL_HOST_DEVICE Taps(int64_t index, int64_t in, int64_t out, bool antialias) {
+        const A scale = static_cast<A>(in) / static_cast<A>(out);
+        coefficient = antialias ? A(-0.5) : A(-0.75);
+        total = 1;
+        if (!antialias) {
+            centre = scale * (static_cast<A>(index) + A(0.5)) - A(0.5);
+            step = 1;
+            first = static_cast<int64_t>(centre < 0 ? centre - 1 : centre) - 1;  // floor, but for negative integers
+            if (static_cast<A>(first + 2) <= centre) ++first;
+            count = 4;
+            return;
+        }
+        centre = scale * (static_cast<A>(index) + A(0.5)) - A(0.5);
+        step = scale > 1 ? 1 / scale : A(1);
+        const A reach = scale > 1 ? 2 * scale : A(2), middle = centre + A(0.5);
+        const auto low = static_cast<int64_t>(middle - reach + A(0.5)),
+                   high = static_cast<int64_t>(middle + reach + A(0.5));
+        first = middle - reach + A(0.5) < 0 ? 0 : low;
+        count = (high < in ? high : in) - first;
+        total = 0;
+        for (int64_t k = 0; k < count; ++k) total += raw(k);
+    }
+
+    // The cubic kernel at tap k.
+    SPECTRAL_HOST_DEVICE A raw(int64_t k) const {
+        A x = (static_cast<A>(first + k) - centre) * step;
+        x = x < 0 ? -x : x;
+        if (x < 1) return ((coefficient + 2) * x - (coefficient + 3)) * x * x + 1;
+        if (x < 2) return (((x - 5) * x + 8) * x - 4) * coefficient;
+        return 0;
+    }
+    SPECTRAL_HOST_DEVICE A weight(int64_t k) const { return raw(k) / total; }
+
+    // Tap k's value on an axis of `in`.
+    SPECTRAL_HOST_DEVICE int64_t place(int64_t k, int64_t in) const {
+        const int64_t at = first + k;
+        return at < 0 ? 0 : at < in ? at : in - 1;
+    }
+};
+
+// The most taps an output value can have.
+inline int64_t most_taps(int64_t in, int64_t out) { return in > out ? 4 * in / out + 6 : 4; }
+
+// Bytes of scratch of one thread for boxes of up to `side` rows and columns: tap tables of both axes, a block of 8
+// source rows as columns, that block resized, and the box resized along its rows.
+inline int64_t crop_resize_scratch(int64_t size, int64_t side, int64_t value_bytes) {
+    const int64_t row = (size + 7) / 8 * 8, rows = (side + 7) / 8 * 8;
+    return 2 * size * (16 + most_taps(side, size) * value_bytes) + (8 * rows + 8 * row + rows * row) * value_bytes;
+}
+
+// Calls body(Type<pixel>{}) for the element type of the pixels.
+template <class Body>
+void dispatch_pixels(const CropResizeParams& params, Body body) {
+    switch (params.pixel_type) {
+        case PixelType::kUint8: return body(Type<uint8_t>{});
+        case PixelType::kUint16: return body(Type<uint16_t>{});
+        case PixelType::kInt16: return body(Type<int16_t>{});
+        case PixelType::kFloat: return dispatch_floating("crop_resize", params.pixel_dtype, body);
+    }
+    check(false, "crop_resize: expected a pixel type code in [0, 4), got ", static_cast<int>(params.pixel_type));
+}
+
+void crop_resize_cpu(const CropResizeParams& params, int num_threads);
+void crop_resize_cuda(const CropResizeParams& params, int device, void* stream);
+
+}  // namespace spectral
