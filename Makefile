@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-.PHONY: build test acceptance lint format bench
+.PHONY: build test acceptance lint format bench gpu
 
 build:  ## rebuild the native module in place, quickly, with the tools of this environment
 	pip install -e . --no-build-isolation --no-deps
@@ -15,7 +15,7 @@ lint:
 	ruff format --check .
 	mypy
 	clang-format --dry-run --Werror $$(git ls-files 'csrc/*.h' 'csrc/*.cuh' 'csrc/*.cpp' 'csrc/*.cu' 'tests/*.h')
-	codespell csrc spectralgpt tests tools benchmarks configs *.md
+	codespell csrc spectralgpt tests tools benchmarks configs docs examples *.md
 
 format:
 	ruff check --fix .
@@ -24,3 +24,8 @@ format:
 
 bench:  ## one training step against the plain PyTorch step of the same maths
 	python benchmarks/step.py
+
+PART ?= all
+OUT ?= runs/gpu
+gpu:  ## what needs a GPU; PART=build|tests|attention|sanitizer|bench|all, reports in OUT
+	python benchmarks/gpu.py --part $(PART) --out $(OUT)

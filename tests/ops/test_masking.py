@@ -129,7 +129,7 @@ def test_compiled_equals_eager() -> None:
         ({"sample_ids": torch.zeros(2, 2, dtype=torch.int64)}, ValueError, r"expected sample_ids of shape \(B,\)"),
         ({"num_tokens": 0}, ValueError, "expected num_tokens in"),
         ({"num_tokens": 2**26 + 1}, ValueError, "expected num_tokens in"),
-        ({"seed": -1}, ValueError, "expected seed >= 0"),
+        ({"seed": -1}, ValueError, r"expected seed in \[0, 2\^63\), got -1"),
         ({"seed": torch.zeros(2, dtype=torch.int64)}, TypeError, "expected seed as an int or a 0-d int64 tensor"),
         ({"step": torch.zeros((), dtype=torch.int32)}, TypeError, "expected step as an int or a 0-d int64 tensor"),
         ({"seed": torch.zeros((), dtype=torch.int64, device="meta")}, ValueError, "expected all tensors on one device"),

@@ -21,6 +21,10 @@ NATIVE_OPS = {
     "random_cube_mask",
     "cube_mask_from_noise",
     "reconstruction_loss",
+    "reconstruction_loss_scale",
+    "assemble_tokens",
+    "assemble_tokens_backward",
+    "crop_resize",
 }
 
 
@@ -32,6 +36,11 @@ def call_every_op() -> None:
     prediction = ops.patchify3d(image).requires_grad_()
     ops.unpatchify3d(prediction, (12, 16, 16))
     ops.reconstruction_loss(prediction, image, mask.mask).total.backward()
+    positions = torch.rand(16, 4, requires_grad=True)
+    ops.assemble_tokens(torch.rand(2, 8, 4), torch.rand(4), positions, mask.ids_restore).sum().backward()
+    layout, boxes = torch.tensor([[0, 8, 8]]), torch.tensor([[0, 0, 8, 8]], dtype=torch.int32)
+    plain = {"bands": 1, "offset": torch.zeros(1, 1), "scale": torch.ones(1, 1)}
+    ops.crop_resize(torch.rand(64), layout, boxes, torch.zeros(1, 2, dtype=torch.bool), 4, **plain)
 
 
 def test_native_kernels_serve(launched: list[str]) -> None:
