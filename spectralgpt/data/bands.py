@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sensor cards: what the bands of an instrument are called, where they look in the spectrum, how finely.
 
-Bands are always asked for by name. Products order and spell them differently (EuroSAT puts B8A last,
-SSL4EO-S12 writes B1 for B01), so a name is found through its aliases and a position in a file never stands
-for a band.
+Bands are always asked for by name or by wavelength. Products order and spell them differently (EuroSAT puts
+B8A last, SSL4EO-S12 writes B1 for B01), so a name is found through its aliases and a position in a file never
+stands for a band. Sentinel-2 is here, all other cards are in `sensors`.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -31,14 +32,26 @@ class Band:
 class SensorCard:
     """The bands of a sensor, in order.
 
-    `groups` are the spectral groups a model cuts its tokens from, as ordered tuples of band names. `nodata`
-    is the value the product defines as "no data", used where a file declares none itself.
+    Attributes:
+        name: of the sensor, as `sensor_card` takes it.
+        bands: what it measures; no two of a name.
+        groups: the spectral groups a model cuts its tokens from, as ordered tuples of band names, all of one
+            length. A band that is in no group (cirrus, panchromatic) is left to those who ask for it.
+        nodata: the value the product defines as "no data", used where a file declares none itself.
+        scale: reflectance is (value - offset) * scale; None where the product defines none.
+        offset: the value that stands for reflectance 0; None where it differs between products of one sensor
+            (Sentinel-2: 1000 since processing baseline 04.00, 0 before), so that only their metadata or the
+            user can say.
+        by_wavelength: whether bands are found in files by their centre wavelength instead of by name.
     """
 
     name: str
     bands: tuple[Band, ...]
     groups: tuple[tuple[str, ...], ...]
     nodata: float | None = None
+    scale: float | None = None
+    offset: float | None = None
+    by_wavelength: bool = False
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -60,9 +73,10 @@ class SensorCard:
         Raises:
             UserError: the sensor has no such band.
         """
-        found = self._canonical.get(_key(name))
+        found = name if name in self._by_name else self._canonical.get(_key(name))
         if found is None:
-            raise UserError(f"band {name!r}: expected a band of {self.name}, one of {' '.join(self.names)}")
+            known = self.names if len(self.names) <= _MOST_NAMED else (*self.names[:3], "...", self.names[-1])
+            raise UserError(f"band {name!r}: expected a band of {self.name}, one of {' '.join(known)}")
         return found
 
     def find(self, text: str) -> str | None:
@@ -79,26 +93,95 @@ class SensorCard:
         return codes.pop() if len(codes) == 1 else None
 
     def select(self, names: Sequence[str]) -> SensorCard:
-        """A card of these bands in this order, grouped in threes; the last band fills up the last group."""
-        by_name = {band.name: band for band in self.bands}
-        bands = tuple(by_name[self.canonical(name)] for name in names)
-        return replace(self, bands=bands, groups=_groups(tuple(band.name for band in bands)))
+        """A card of these bands in this order.
+
+        All grouped bands in their own order keep the card's groups; others are grouped in threes as they come, the
+        last one repeated to fill up the last group.
+
+        Raises:
+            UserError: the sensor lacks a band, or `names` has no order.
+        """
+        if isinstance(names, str | AbstractSet | Mapping):
+            raise UserError(f"bands of {self.name}: expected an ordered list of names, got {names!r}")
+        bands = tuple(self._by_name[self.canonical(name)] for name in names)
+        chosen = tuple(band.name for band in bands)
+        grouped = {name for group in self.groups for name in group}
+        is_own = chosen == tuple(name for name in self.names if name in grouped)
+        return replace(self, bands=bands, groups=self.groups if is_own else _groups(chosen))
+
+    def nearest(self, wavelength: float, tolerance: float) -> str:
+        """Name of the band whose centre lies nearest to a wavelength, both in micrometres.
+
+        Raises:
+            UserError: no centre lies within `tolerance`.
+        """
+        band = _nearest(self.bands, wavelength)
+        if not abs(band.wavelength - wavelength) <= tolerance:
+            hint = "; wavelengths are in micrometres" if wavelength > 100 else ""
+            raise UserError(
+                f"wavelength {wavelength:g} um: expected a band of {self.name} within {tolerance:g} um, the nearest "
+                f"is {band.name} at {band.wavelength:g} um{hint}"
+            )
+        return band.name
+
+    def select_wavelengths(self, wavelengths: Sequence[float], tolerance: float) -> SensorCard:
+        """A card of the bands nearest to these wavelengths (micrometres), in this order.
+
+        Raises:
+            UserError: a wavelength has no band within `tolerance`, or two have the same.
+        """
+        names = [self.nearest(wavelength, tolerance) for wavelength in wavelengths]
+        taken: dict[str, float] = {}
+        for name, wavelength in zip(names, wavelengths, strict=True):
+            if taken.setdefault(name, wavelength) != wavelength:
+                raise UserError(
+                    f"wavelengths {taken[name]:g} and {wavelength:g} um: expected two bands of {self.name}, both are "
+                    f"nearest to {name}; ask for it once"
+                )
+        return self.select(names)
+
+    def group_names(self, bands_per_token: int) -> tuple[tuple[str, ...], ...]:
+        """The groups for a model with this many bands per token.
+
+        The card's own where they have that length; else its grouped bands in order, the last one repeated to
+        fill up the last group.
+        """
+        if all(len(group) == bands_per_token for group in self.groups):
+            return self.groups
+        if self.groups == _groups(self.names):  # keeps a band that was asked for twice
+            return _groups(self.names, bands_per_token)
+        return _groups(tuple(dict.fromkeys(name for group in self.groups for name in group)), bands_per_token)
+
+    def stand_ins(self, names: Sequence[str], present: Collection[str]) -> dict[str, str]:
+        """For each of `names` that is not present, the present band with the nearest centre wavelength."""
+        there = [band for band in self.bands if band.name in present]
+        missing = [name for name in names if name not in present]
+        return {name: _nearest(there, self._by_name[name].wavelength).name for name in missing}
+
+    @cached_property
+    def _by_name(self) -> dict[str, Band]:
+        return {band.name: band for band in self.bands}
 
 
 def sensor_card(name: str) -> SensorCard:
-    """The card of a sensor by its name.
+    """The card of a sensor by its name, such as "sentinel2", "landsat_oli" or "gaofen2_pms".
+
+    "hyperspectral" and "enmap" give a card without bands: `Scene.open` fills it in from the file's own tags.
 
     Raises:
         UserError: no card has this name.
     """
-    for card in (SENTINEL2,):
-        if _key(card.name) == _key(name):
-            return card
-    raise UserError(f"sensor {name!r}: expected {SENTINEL2.name}")
+    from spectralgpt.data.sensors import CARDS  # the other cards are made of this module's classes
+
+    found = {_key(known): card for known, card in CARDS.items()}.get(_key(name))
+    if found is None:
+        raise UserError(f"sensor {name!r}: expected {', '.join(CARDS)}")
+    return found
 
 
 _CODE = re.compile(r"[Bb]\d+[A-Za-z]?")
-_GROUP_SIZE = 3
+_BANDS_PER_TOKEN = 3
+_MOST_NAMED = 20
 
 
 def _key(text: str) -> str:
@@ -106,9 +189,13 @@ def _key(text: str) -> str:
     return re.sub(r"^b0+(?=\d)", "b", re.sub(r"[^a-z0-9]", "", text.lower()))
 
 
-def _groups(names: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
-    filled = names + names[-1:] * (-len(names) % _GROUP_SIZE)
-    return tuple(filled[i : i + _GROUP_SIZE] for i in range(0, len(filled), _GROUP_SIZE))
+def _nearest(bands: Sequence[Band], wavelength: float) -> Band:
+    return min(bands, key=lambda band: abs(band.wavelength - wavelength))
+
+
+def _groups(names: tuple[str, ...], size: int = _BANDS_PER_TOKEN) -> tuple[tuple[str, ...], ...]:
+    filled = names + names[-1:] * (-len(names) % size)
+    return tuple(filled[i : i + size] for i in range(0, len(filled), size))
 
 
 SENTINEL2_12 = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B11", "B12")
@@ -133,5 +220,10 @@ SENTINEL2 = SensorCard(
     ),
     groups=_groups(SENTINEL2_12),
     nodata=0,
+    scale=1e-4,
 )
-"""Sentinel-2A MSI. Level 1C and 2A products define digital number 0 as "no data"."""
+"""Sentinel-2A MSI, level 1C. Figures: ESA, Sentinel-2 Spectral Response Functions, COPE-GSEG-EOPG-TN-15-0007.
+
+Digital number 0 is "no data". Which number stands for reflectance 0 depends on the processing baseline, so the
+card leaves the offset open.
+"""

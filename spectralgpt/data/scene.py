@@ -8,21 +8,25 @@ image, whether the scene is kept in memory or read from disk.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from spectralgpt.data.bands import SensorCard
-from spectralgpt.data.discover import band_files
-from spectralgpt.data.raster import Bools, Header, Pixels, read_header, read_window
+from spectralgpt.data.bands import SensorCard, sensor_card
+from spectralgpt.data.opening import Missing, complete, find_source, set_values
+from spectralgpt.data.paths import local
+from spectralgpt.data.places import Place, pixel_area
+from spectralgpt.data.raster import Bools, Header, Pixels, read_window
 from spectralgpt.data.resample import Axis, Floats, resample
 from spectralgpt.errors import UserError
 
 _STRIP_ROWS = 512
+_STRIP_BYTES = 32 << 20
+_MAX_OFFSET = 1e9
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,13 @@ class Scene:
     Attributes:
         name: shown to users.
         path: the file or folder.
+        card: the sensor, cut to the bands shown.
         band_names: canonical names, in the order of the channels.
+        scales: per channel, reflectance = (value - offset) * scale; None where neither the product, the file nor
+            the card says. Told, and applied only where `reflectance` was asked for.
+        offsets: per channel, likewise; None is unknown.
+        metadata: product, level, processing baseline, where the offset is from, whether values are reflectance,
+            and which band stands in for a missing one: to be kept with whatever is made of the scene.
         shape: rows and columns of the common grid.
         dtype: an integer type where 8 or 16 bits hold every band, else float32; resampled bands are rounded
             to it.
@@ -50,18 +60,22 @@ class Scene:
         transform: (column, row) to coordinates, an affine.Affine, or None.
     """
 
-    def __init__(self, name: str, path: Path, card: SensorCard, places: dict[str, tuple[Header, int]]) -> None:
-        """Use `Scene.open`; `places` gives the file of each band of the card and its 1-based number there."""
-        headers = list({header.path: header for header, _ in map(places.__getitem__, card.names)}.values())
+    def __init__(
+        self, name: str, path: Path, card: SensorCard, places: Sequence[Place], metadata: Mapping[str, str]
+    ) -> None:
+        """Use `Scene.open`; `places` says for each band of the card where it lies."""
+        headers = list({place.header.path: place.header for place in places}.values())
         grid = _common_grid(headers)
-        self.name, self.path, self.band_names = name, path, card.names
+        self.name, self.path, self.card, self.band_names = name, path, card, card.names
         self.shape, self.crs, self.transform = grid.shape, grid.crs, grid.transform
-        self.dtype = _common_dtype(headers)
-        self._nodata = card.nodata
+        self.scales, self.offsets = tuple(place.scale for place in places), tuple(place.offset for place in places)
+        self.metadata = dict(metadata)
+        self._is_reflectance = metadata.get("values") == "reflectance"
+        self.dtype = np.dtype(np.float32) if self._is_reflectance else _common_dtype(headers)
         self._sources: list[_Source] = []
         for header in headers:
-            channels = [i for i, band in enumerate(card.names) if places[band][0].path == header.path]
-            numbers = [places[card.names[i]][1] for i in channels]
+            channels = [i for i, place in enumerate(places) if place.header.path == header.path]
+            numbers = [places[i].number for i in channels]
             self._sources.append(_Source(header, numbers, channels, *_axes(header, grid)))
         # Tensors, because those go to worker processes as shared memory instead of as copies.
         self._pixels: torch.Tensor | None = None
@@ -72,37 +86,48 @@ class Scene:
     def open(
         cls,
         path: str | Path,
-        card: SensorCard,
+        card: SensorCard | str | None = None,
         bands: Sequence[str] | None = None,
         band_order: Sequence[str] | None = None,
         name: str | None = None,
+        *,
+        reflectance: bool = False,
+        offset: float | None = None,
+        missing: Missing = "error",
     ) -> Scene:
-        """Opens a multi-band file or a folder with one file per band; reads headers only.
+        """Opens a multi-band file, a folder with one file per band or a product folder; reads headers only.
 
         Args:
-            path: the file or folder.
-            card: the sensor.
+            path: the file or folder; an ENVI image by its .hdr file.
+            card: the sensor or its name. None: that of a product folder, or of a file whose tags give wavelengths.
             bands: names or aliases of the bands to show, in this order; all of the card by default.
             band_order: what the bands of a file without descriptions are, in file order; "-" for one to pass
                 over.
             name: for messages; the path's last part by default.
+            reflectance: give reflectance instead of the stored numbers.
+            offset: the number that stands for reflectance 0, where metadata do not say: 1000 for Sentinel-2 from
+                processing baseline 04.00 on, 0 before.
+            missing: what to do about a band that is not there: refuse, leave it out ("drop"), or show the band
+                with the nearest wavelength in its place ("nearest"); `metadata` then says so.
 
         Raises:
             UserError: the path, its format, its bands or its geometry do not serve.
         """
-        path = Path(path).expanduser()
-        wanted = card.select(card.names if bands is None else bands)
+        path = local(path)
+        card = sensor_card(card) if isinstance(card, str) else card
+        # A misspelt band is told before the path is looked at.
+        wanted = card.select(card.names if bands is None else bands) if card is not None and card.bands else None
         if not path.exists():
             raise UserError(f"{path}: no such file or folder")
         try:
-            places = _folder_places(path, card) if path.is_dir() else _file_places(path, card, band_order)
+            source = find_source(path, card, band_order)
         except OSError as error:
             raise UserError(f"{path}: cannot be read ({error})") from error
-        missing = [band for band in wanted.names if band not in places]
-        if missing:
-            there = f"there is {' '.join(places)}; leave the missing out of data.bands" if places else "found none"
-            raise UserError(f"{path}: expected band {' '.join(missing)}, {there}")
-        return cls(name or path.resolve().name, path, wanted, places)
+        full = source.card if card is None or wanted is None else card
+        wanted = wanted or full.select(full.names if bands is None else bands)
+        wanted, places, metadata = complete(path, full, wanted, source, missing)
+        places, metadata = set_values(path, wanted, places, metadata, reflectance, offset)
+        return cls(name or path.resolve().name, path, replace(wanted, nodata=source.card.nodata), places, metadata)
 
     @property
     def nbytes(self) -> int:
@@ -129,8 +154,11 @@ class Scene:
     def strips(self) -> Iterator[tuple[int, Pixels, Bools | None]]:
         """The whole scene from top to bottom: first row, and what `read_raw` gives for the strip."""
         height, width = self.shape
-        for row in range(0, height, _STRIP_ROWS):
-            yield (row, *self.read_raw(row, 0, min(_STRIP_ROWS, height - row), width))
+        on_disk = sum(source.header.stamp[1] for source in self._sources)
+        budget = max(_STRIP_BYTES, min(on_disk, 8 * _STRIP_BYTES))  # much only for who brings much
+        rows = max(1, min(_STRIP_ROWS, budget * height // self.nbytes))
+        for row in range(0, height, rows):
+            yield (row, *self.read_raw(row, 0, min(rows, height - row), width))
 
     def read(self, row: int, column: int, height: int, width: int) -> tuple[Floats, Bools]:
         """A window as float32 `(C, h, w)`, and the validity of each value; invalid ones are 0."""
@@ -185,65 +213,18 @@ class Scene:
 
     def _read_file(self, source: _Source, row: int, column: int, height: int, width: int) -> tuple[Pixels, Bools]:
         raw, valid = read_window(source.header, source.numbers, row, column, height, width)
-        if self._nodata is not None and not source.header.has_nodata:
-            valid &= raw != self._nodata
+        if self.card.nodata is not None and not source.header.has_nodata:
+            valid &= raw != self.card.nodata
         with np.errstate(over="ignore"):  # float64 beyond float32 becomes infinite, so invalid
-            pixels = raw.astype(self.dtype, copy=False)
+            pixels = raw.astype(self.dtype, copy=self._is_reflectance)
+            if self._is_reflectance:
+                pixels -= np.array([self.offsets[i] for i in source.channels], np.float32)[:, None, None]
+                pixels *= np.array([self.scales[i] for i in source.channels], np.float32)[:, None, None]
         if self.dtype.kind == "f":
             valid &= np.isfinite(pixels)
         if not valid.all():
             pixels[~valid] = 0
         return pixels, valid
-
-
-def _file_places(path: Path, card: SensorCard, band_order: Sequence[str] | None) -> dict[str, tuple[Header, int]]:
-    """Which band of a multi-band file is which."""
-    header = read_header(path)
-    count = len(header.descriptions)
-    if band_order is not None:
-        if len(band_order) != count:
-            raise UserError(f"{path}: data.band_order names {len(band_order)} bands, the file has {count}")
-        names = [None if name == "-" else card.canonical(name) for name in band_order]
-    else:
-        names = [None if text is None else card.find(text) for text in header.descriptions]
-        if not any(names):
-            raise UserError(
-                f"{path}: expected band names in the {count} band descriptions, found none; name the bands "
-                f"in data.band_order, out of {' '.join(card.names)}, or - for one to pass over"
-            )
-    places: dict[str, tuple[Header, int]] = {}
-    for number, name in enumerate(names, start=1):
-        if name is not None and places.setdefault(name, (header, number)) != (header, number):
-            raise UserError(
-                f"{path}: band {name} is there twice, as {places[name][1]} and {number}; use data.band_order"
-            )
-    return places
-
-
-def _folder_places(folder: Path, card: SensorCard) -> dict[str, tuple[Header, int]]:
-    """The file of each band in a folder, the finest where a band comes at several resolutions."""
-    places: dict[str, tuple[Header, int]] = {}
-    for name, paths in band_files(folder, card).items():
-        headers = sorted(map(read_header, paths), key=_pixel_area)
-        if len(headers) > 1 and _pixel_area(headers[0]) == _pixel_area(headers[1]):
-            raise UserError(
-                f"{folder}: band {name} is there twice, as {headers[0].path.name} and "
-                f"{headers[1].path.name}; give each scene a folder of its own"
-            )
-        if len(headers[0].descriptions) > 1:
-            raise UserError(
-                f"{headers[0].path}: expected one band, as the file name says {name}, got "
-                f"{len(headers[0].descriptions)}; give multi-band files other names"
-            )
-        places[name] = (headers[0], 1)
-    return {name: places[name] for name in card.names if name in places}
-
-
-def _pixel_area(header: Header) -> float:
-    """For comparing resolutions of one image: area on the ground, or the inverse of the pixel count."""
-    if header.transform is None:
-        return 1 / (header.shape[0] * header.shape[1])
-    return abs(float(header.transform.determinant))
 
 
 def _common_grid(headers: list[Header]) -> Header:
@@ -255,7 +236,7 @@ def _common_grid(headers: list[Header]) -> Header:
             )
         if (other.transform is None) != (first.transform is None):
             raise UserError(f"{first.path}, {other.path.name}: expected a geotransform in all files or in none")
-    return min(headers, key=_pixel_area)
+    return min(headers, key=pixel_area)
 
 
 def _common_dtype(headers: list[Header]) -> np.dtype[Any]:
@@ -266,10 +247,23 @@ def _common_dtype(headers: list[Header]) -> np.dtype[Any]:
 def _axes(header: Header, grid: Header) -> tuple[Axis, Axis]:
     """Rows and columns of a file under the common grid."""
     (height, width), (grid_height, grid_width) = header.shape, grid.shape
+    if header.transform == grid.transform and header.shape == grid.shape:
+        return Axis(0.0, 1.0, height), Axis(0.0, 1.0, width)
     if header.transform is None:
-        return Axis(0.0, height / grid_height, height), Axis(0.0, width / grid_width, width)
+        return _step_checked(header, Axis(0.0, height / grid_height, height), Axis(0.0, width / grid_width, width))
     to_file = np.reshape(~header.transform, (3, 3)) @ np.reshape(grid.transform, (3, 3))
     (column_step, shear_x, left), (shear_y, row_step, top), _ = to_file.tolist()
     if abs(shear_x) * grid_height > 0.01 or abs(shear_y) * grid_width > 0.01:
         raise UserError(f"{header.path}: expected a grid parallel to that of {grid.path.name}, got a rotated one")
-    return Axis(top, row_step, height), Axis(left, column_step, width)
+    return _step_checked(header, Axis(top, row_step, height), Axis(left, column_step, width))
+
+
+def _step_checked(header: Header, rows: Axis, columns: Axis) -> tuple[Axis, Axis]:
+    """Refuses what is not the same image: a small window could make us read a long one."""
+    is_near = abs(rows.start) < _MAX_OFFSET and abs(columns.start) < _MAX_OFFSET
+    if not (is_near and 0.5 <= abs(rows.step / columns.step) <= 2):
+        raise UserError(
+            f"{header.path}: expected pixels shaped as in the other files of the image, and near them, got steps of "
+            f"{rows.step:.3g} x {columns.step:.3g} pixels from {rows.start:.3g}, {columns.start:.3g}"
+        )
+    return rows, columns

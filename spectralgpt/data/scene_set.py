@@ -23,7 +23,7 @@ import numpy as np
 from spectralgpt.data.bands import SENTINEL2_12, sensor_card
 from spectralgpt.data.demo import demo_scene
 from spectralgpt.data.discover import find_scenes
-from spectralgpt.data.normalize import Normalization, Survey
+from spectralgpt.data.normalize import Normalization, Normalizer, Survey
 from spectralgpt.data.raster import Bools
 from spectralgpt.data.scene import Scene
 from spectralgpt.errors import UserError
@@ -33,6 +33,7 @@ Split = Literal["train", "val"]
 PATCH_FILE_SIZE = 512
 """Images of at most so many rows and columns are patch files: normalised by minimum and maximum, not cut."""
 
+_MOST_NAMED = 20
 _log = logging.getLogger(__name__)
 
 
@@ -41,23 +42,36 @@ class DataConfig:
     """Which images to read, and how.
 
     Attributes:
-        root: a raster file, a folder with one file per band, or a folder of such; "demo" is the demo scene.
+        root: a raster file, a folder with one file per band, or a folder of such; "demo" is the demo scene. With
+            `dataset`, the folder of its archive or of its shards.
+        dataset: a data set's name or "shards": whole images, cropped and resized; null cuts windows from scenes.
+        train_split: of a data set.
+        val_split: of a data set, for the images held out.
+        options: of a data set, as KEY=VALUE.
+        crop_area: smallest and largest share of an image of a data set that a training crop covers.
+        max_bad: share of a data set's images that may be unreadable; others take their places.
         sensor: name of the sensor card.
-        bands: names of the bands to use, in this order.
+        bands: names of the bands to use, in this order; none stands for all that an imaging spectrometer's file tells.
         band_order: what the bands of multi-band files without band descriptions are, in file order; "-" for
             one that is no band of the sensor.
-        normalization: "percentile" (1st to 99th), "minmax", or "auto": minmax for patch files, percentile for
-            scenes.
+        normalization: "percentile" (1st to 99th) or "minmax" of each image, "none", the statistics file that
+            `spectralgpt prepare stats` wrote, or "auto": minmax for patch files, percentile for scenes.
         val_fraction: share of each scene, or of the patch files, that is held out.
         num_workers: processes that read ahead; 0 is best for what fits in memory.
         memory_limit: GiB of pixels to keep in memory; scenes beyond it are read window by window.
     """
 
     root: str = "demo"
+    dataset: str | None = None
+    train_split: str = "train"
+    val_split: str = "val"
+    options: tuple[str, ...] = ()
+    crop_area: tuple[float, float] = (0.2, 1.0)
+    max_bad: float = 0.01
     sensor: str = "sentinel2"
     bands: tuple[str, ...] = SENTINEL2_12
     band_order: tuple[str, ...] | None = None
-    normalization: Literal["auto", "percentile", "minmax"] = "auto"
+    normalization: str = "auto"
     val_fraction: float = 0.25
     num_workers: int = 0
     memory_limit: float = 2.0
@@ -65,14 +79,37 @@ class DataConfig:
     def __post_init__(self) -> None:
         """Checks what types alone cannot say."""
         object.__setattr__(self, "bands", tuple(self.bands))
+        object.__setattr__(self, "options", tuple(self.options))
+        object.__setattr__(self, "crop_area", tuple(self.crop_area))
         if self.band_order is not None:
             object.__setattr__(self, "band_order", tuple(self.band_order))
+        if not 0 <= self.max_bad <= 1:
+            raise UserError(f"data.max_bad: expected a share from 0 to 1, got {self.max_bad}")
         if not 0 <= self.val_fraction < 1:
             raise UserError(f"data.val_fraction: expected a number from 0 to below 1, got {self.val_fraction}")
-        if self.normalization not in ("auto", "percentile", "minmax"):
-            raise UserError(f"data.normalization: expected auto, percentile or minmax, got {self.normalization!r}")
-        if not self.bands:
+        if self.normalization not in ("auto", "percentile", "minmax", "none") and not self._has_statistics:
+            raise UserError(
+                "data.normalization: expected auto, percentile, minmax, none or a .json file of statistics, got "
+                f"{self.normalization!r}"
+            )
+        if not self.bands and sensor_card(self.sensor).bands:
             raise UserError("data.bands: expected at least one band name, got none")
+
+    @property
+    def _has_statistics(self) -> bool:
+        return self.normalization.endswith(".json")
+
+    def normalizer(self, shape: tuple[int, int]) -> Normalizer:
+        """The rule for an image of these rows and columns.
+
+        Raises:
+            UserError: the statistics cannot be read.
+        """
+        if self._has_statistics:
+            return Normalizer.from_file(self.normalization)
+        if self.normalization == "auto":
+            return Normalizer("minmax" if max(shape) <= PATCH_FILE_SIZE else "percentile")
+        return Normalizer(self.normalization)
 
 
 class Side(NamedTuple):
@@ -110,8 +147,11 @@ class SceneSet:
         Raises:
             UserError: no scene can be used.
         """
+        config.normalizer((1, 1))  # statistics that cannot be read are no fault of the images
         sensor = sensor_card(config.sensor)
-        self.config, self.card = config, sensor.select(config.bands)
+        if sensor.bands:
+            sensor.select(config.bands)  # a misspelt band is told before any file is looked for
+        self.config = config
         demo = demo_scene() if config.root == "demo" else None
         root = Path(config.root).expanduser() if demo is None else demo.path
         self.title = str(root) if demo is None else f"demo ({demo.note})"
@@ -123,10 +163,13 @@ class SceneSet:
         self._origins: dict[int, list[Origin]] = {}
         self._num_empty: dict[int, int] = {}
         paths = find_scenes(root, sensor)
+        if not sensor.bands:  # a spectrometer: the first file's own bands, which every other file must have
+            sensor = Scene.open(paths[0], sensor).card
+        self.card = sensor.select(config.bands or sensor.names)
         for path in paths:
             name = "demo" if demo else path.relative_to(root).as_posix() if path != root else root.resolve().name
             try:
-                self._add(Scene.open(path, sensor, config.bands, config.band_order, name))
+                self._add(Scene.open(path, sensor, self.card.names, config.band_order, name))
             except UserError as error:
                 if len(paths) == 1:
                     raise
@@ -175,19 +218,18 @@ class SceneSet:
         unused = len(self.scenes) - len({side.scene for side in train} | {origin.scene for origin in val})
         left_out = f" ({len(self.skipped)} skipped, {unused} unused)" if self.skipped or unused else ""
         empty = f" ({self._num_empty[window]} left out as no data)" if self._num_empty[window] else ""
+        names = self.card.names
+        bands = " ".join(names) if len(names) <= _MOST_NAMED else f"{names[0]} to {names[-1]} ({len(names)})"
         return (
             f"{self.title}: {len(self.scenes)} image{'s' * (len(self.scenes) > 1)}{left_out}, {sizes} pixels, "
-            f"{no_data:.2g} % no data; bands {' '.join(self.card.names)}; {methods} normalisation; "
+            f"{no_data:.2g} % no data; bands {bands}; {methods} normalisation; "
             f"{num_train} train and {len(val)} validation windows of {window} x {window}{empty}"
         )
 
     def _add(self, scene: Scene) -> None:
-        method = self.config.normalization
-        if method == "auto":
-            method = "minmax" if max(scene.shape) <= PATCH_FILE_SIZE else "percentile"
         if scene.nbytes <= self._memory:
             scene.load()
-        survey = Survey(scene, method)
+        survey = Survey(scene, self.config.normalizer(scene.shape))
         self._memory -= scene.nbytes if scene.is_loaded else 0
         self.scenes.append(scene)
         self.normalizations.append(survey.normalization)

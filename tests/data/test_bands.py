@@ -71,3 +71,44 @@ def test_sensor_cards_by_name():
     assert sensor_card("Sentinel-2") is SENTINEL2
     with pytest.raises(UserError, match="expected sentinel2"):
         sensor_card("sentinel1")
+
+
+def test_all_grouped_bands_keep_the_groups_and_all_bands_are_grouped_where_all_are_asked_for():
+    assert SENTINEL2.select(SENTINEL2_12).groups == SENTINEL2.groups
+    assert len(SENTINEL2.select(SENTINEL2.names).groups) == 5  # B10 was asked for, so no silence about it
+
+
+@pytest.mark.parametrize("names", ["B02", {"B02", "B03"}, {"B02": 1}, frozenset({"B02"})])
+def test_names_without_an_order_are_refused(names):
+    with pytest.raises(UserError, match="expected an ordered list of names"):
+        SENTINEL2.select(names)
+
+
+def test_bands_by_wavelength():
+    assert SENTINEL2.nearest(0.665, 0.01) == "B04"
+    assert SENTINEL2.nearest(0.86, 0.03) == "B8A"
+    card = SENTINEL2.select_wavelengths((0.665, 0.56, 0.49), 0.01)
+    assert card.names == ("B04", "B03", "B02")
+    with pytest.raises(UserError, match=r"wavelength 0\.9 um: .*within 0\.01 um, the nearest is B8A at 0\.8647 um$"):
+        SENTINEL2.nearest(0.9, 0.01)
+    with pytest.raises(UserError, match="wavelengths are in micrometres"):
+        SENTINEL2.nearest(665, 0.01)
+    with pytest.raises(UserError, match="expected a band"):
+        SENTINEL2.nearest(float("nan"), 0.01)
+    with pytest.raises(UserError, match=r"0\.66 and 0\.67 um: expected two bands .* both are nearest to B04"):
+        SENTINEL2.select_wavelengths((0.66, 0.56, 0.67), 0.02)
+
+
+def test_stand_ins_are_the_nearest_by_wavelength():
+    assert SENTINEL2.stand_ins(SENTINEL2.names, {"B02", "B8A", "B11"}) == {
+        "B01": "B02",
+        "B03": "B02",
+        "B04": "B02",
+        "B05": "B8A",
+        "B06": "B8A",
+        "B07": "B8A",
+        "B08": "B8A",
+        "B09": "B8A",
+        "B10": "B11",
+        "B12": "B11",
+    }

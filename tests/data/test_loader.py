@@ -1,13 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
 import itertools
+import multiprocessing
 import os
+import signal
+import subprocess
+import sys
+import time
 
+import numpy as np
 import pytest
 import torch
 
+from spectralgpt.data.batch import Batch, Views
+from spectralgpt.data.convert import convert
 from spectralgpt.data.datasets.scene import DataConfig, open_windows
-from spectralgpt.data.loader import EpochSampler, loader
+from spectralgpt.data.loader import EpochSampler, Rejects, loader
+from spectralgpt.data.normalize import Normalizer
+from spectralgpt.data.raster import read_header, read_window
+from spectralgpt.data.shards import Shards
+from spectralgpt.data.views import ViewConfig
+from spectralgpt.errors import UserError
 from tests.data.rasters import noise, write
+from tests.data.records import Made
 
 
 def test_every_epoch_holds_every_sample_once_in_an_order_of_its_own():
@@ -71,3 +85,157 @@ def test_workers_change_nothing_but_the_time(tmp_path):
         assert alone["image"].shape == (3, 3, 32, 32) and alone["sample_id"].shape == (3,)
         for name, value in alone.items():
             assert torch.equal(value, helped[name])
+
+
+def test_a_pass_may_end():
+    keys = [list(key) for key in EpochSampler(10, seed=0).keys(0, 10)]
+    found = [batch["key"].tolist() for batch in loader(Keys(), EpochSampler(10, seed=0), batch_size=4, stop=10)]
+    assert [len(batch) for batch in found] == [4, 4, 2] and [*itertools.chain(*found)] == keys
+
+
+@pytest.mark.parametrize("stop", [None, 27])
+def test_the_global_order_is_that_of_one_process(stop):
+    whole = EpochSampler(11, seed=2).keys(8, 27 - 8 if stop else 24)
+    for world_size in (1, 2, 4):
+        streams = [
+            loader(Keys(), EpochSampler(11, seed=2), 8, start=8, stop=stop, rank=rank, world_size=world_size)
+            for rank in range(world_size)
+        ]
+        ranks = [[batch["key"].tolist() for batch in itertools.islice(stream, 3)] for stream in streams]
+        steps = itertools.chain(*itertools.zip_longest(*ranks, fillvalue=[]))
+        assert [tuple(key) for key in itertools.chain(*steps)] == whole
+        assert [len(part) for part in ranks[0][:2]] == [8 // world_size] * 2
+
+
+def test_processes_that_cannot_share_a_batch_are_refused():
+    with pytest.raises(UserError, match="batch size: expected a multiple of the 3 processes, got 8"):
+        loader(Keys(), EpochSampler(10, seed=0), 8, world_size=3)
+
+
+def views(dataset):
+    return Views(dataset, Normalizer("minmax"), ViewConfig(size=16), (3, 8, 8), seed=1, replace_bad=True)
+
+
+def test_raw_batches_come_through_workers_as_they_are(tmp_path):
+    files = Made("segmentation", 12, bad=(5,))
+    convert(Made("segmentation", 12), "made", tmp_path, num_workers=0)
+    sampler = EpochSampler(12, seed=0)
+    alone = list(loader(views(files), sampler, 4, start=4, stop=20))
+    helped = list(loader(views(files), sampler, 4, start=4, stop=20, num_workers=1, pin_memory=True))
+    shards = list(loader(views(Shards(tmp_path)), sampler, 4, start=4, stop=20, num_workers=1))
+    assert len(alone) == len(helped) == len(shards) == 4
+    for one, other, fast in zip(alone, helped, shards, strict=True):
+        assert isinstance(other, Batch) and other.pixels.dtype == torch.uint16
+        assert torch.equal(one.pixels, other.pixels) and torch.equal(one.valid, other.valid)
+        assert one.skipped == other.skipped and one.names == other.names
+        good = [place for place, name in enumerate(one.names) if one.sample_id[place] != 5]
+        images, fast_images = one.images(), fast.images()
+        for key in images:
+            assert torch.equal(images[key][good], fast_images[key][good]), key
+    skipped = [named for batch in helped for named in batch.skipped]
+    assert skipped and {name for name, _ in skipped} == {"folder/5.tif"}
+
+
+def test_too_many_bad_images_end_the_run(caplog):
+    rejects = Rejects(200, 0.01)
+    for _ in range(3):  # the same ones in every epoch
+        rejects.add((("a.tif", "damaged"), ("b.tif", "no data")))
+    assert rejects.reasons == {"a.tif": "damaged", "b.tif": "no data"}
+    assert caplog.messages == [
+        "image skipped, another one takes its place: a.tif: damaged",
+        "image skipped, another one takes its place: b.tif: no data",
+    ]
+    with pytest.raises(
+        UserError, match=r"at most 1\.00% bad images, got 3 of 200: a\.tif: damaged; b\.tif: .*; c\.tif: x"
+    ):
+        rejects.add([("c.tif", "x")])
+
+
+class Faulty(torch.utils.data.Dataset):
+    def __init__(self, fault):
+        self._fault = fault
+
+    def __getitem__(self, key):
+        if key[1] == 7:
+            if self._fault == "killed":
+                os.kill(os.getpid(), signal.SIGKILL)
+            if self._fault == "hanging":
+                time.sleep(600)
+            raise UserError("a.tif: damaged")
+        return {"key": torch.tensor(key)}
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("raising", r"^a\.tif: damaged$"),
+        ("killed", r"^a process that reads data died \(.*\), perhaps for lack of memory; set fewer"),
+        ("hanging", r"^the processes that read data gave nothing for 2 s; the disk may hang"),
+    ],
+)
+def test_a_fault_in_a_worker_is_told_in_one_line(fault, message):
+    next(loader(Keys(), EpochSampler(10, 0), 2, num_workers=1))  # the server that starts workers takes its time
+    before = multiprocessing.active_children()
+    stream = loader(
+        Faulty(fault), EpochSampler(10, 0, shuffle=False), 2, num_workers=1, timeout=2 if fault == "hanging" else 60
+    )
+    started, seen = time.monotonic(), []
+    with pytest.raises(UserError, match=message) as caught:
+        for batch in stream:
+            seen.append(batch["key"][:, 1].tolist())
+    assert seen == [[0, 1], [2, 3], [4, 5]][: len(seen)] and (fault == "killed" or len(seen) == 3)
+    assert "\n" not in str(caught.value) and time.monotonic() - started < 20
+    if fault != "raising":
+        assert not [child for child in multiprocessing.active_children() if child not in before], "workers are ended"
+
+
+def test_other_errors_of_a_program_stay_what_they_are():
+    class Broken(torch.utils.data.Dataset):
+        def __getitem__(self, key):
+            raise RuntimeError("shapes differ")
+
+    with pytest.raises(RuntimeError, match=r"^shapes differ$"):
+        next(loader(Broken(), EpochSampler(3, 0), 2))
+
+
+def _read_windows(path, seed, queue):
+    truth, draw, wrong = noise(3, 256, 256), np.random.default_rng(seed), 0
+    header = read_header(path)
+    for _ in range(400):
+        row, column = draw.integers(0, 192, 2)
+        pixels, _ = read_window(header, [1, 2, 3], row, column, 64, 64)
+        wrong += not np.array_equal(pixels, truth[:, row : row + 64, column : column + 64])
+    queue.put(wrong)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@pytest.mark.parametrize("method", ["fork", "forkserver"])
+def test_raster_handles_are_never_shared_between_processes(tmp_path, method):
+    path = write(tmp_path / "a.tif", noise(3, 256, 256), tiled=True, blockxsize=64, blockysize=64)
+    read_window(read_header(path), [1], 0, 0, 64, 64)  # a handle is open when the others start
+    context = multiprocessing.get_context(method)
+    queue = context.SimpleQueue()
+    workers = [context.Process(target=_read_windows, args=(path, seed, queue)) for seed in range(4)]
+    for worker in workers:
+        worker.start()
+    assert [queue.get() for _ in workers] == [0, 0, 0, 0]
+    for worker in workers:
+        worker.join()
+
+
+FORGOTTEN = """
+from spectralgpt.data.loader import EpochSampler, loader
+from tests.data.test_loader import Keys
+
+if __name__ == "__main__":
+    stream = loader(Keys(), EpochSampler(10, 0), 2, num_workers=1)
+    next(stream)
+    raise SystemExit(3)
+"""
+
+
+def test_a_program_ends_although_workers_ignore_termination(tmp_path):
+    script = tmp_path / "forgotten.py"
+    script.write_text(FORGOTTEN)
+    environment = {**os.environ, "PYTHONPATH": os.getcwd()}
+    assert subprocess.run([sys.executable, script], env=environment, timeout=50).returncode == 3

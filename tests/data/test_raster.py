@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import multiprocessing
 import struct
+from functools import lru_cache
 
 import numpy as np
 import pytest
@@ -109,23 +110,38 @@ def test_a_rewritten_file_is_read_anew(tmp_path):
     np.testing.assert_array_equal(read_window(read_header(path), [1], 0, 0, 16, 16)[0], fresh)
 
 
-def _read_many(header, seed):
-    whole = noise(1, 512, 512)
-    rng = np.random.default_rng(seed)
+def _wrong_reads(header, seed):
+    """How many of 400 windows hold other pixels than were written, or cannot be read."""
+    whole = noise(1, 2048, 2048)
     wrong = 0
-    for row, column in rng.integers(0, 448, (150, 2)).tolist():
-        pixels, _ = read_window(header, [1], row, column, 64, 64)
-        wrong += not np.array_equal(pixels, whole[:, row : row + 64, column : column + 64])
+    for row, column in np.random.default_rng(seed).integers(0, 2048 - 64, (400, 2)).tolist():
+        try:
+            pixels, _ = read_window(header, [1], row, column, 64, 64)
+            wrong += not np.array_equal(pixels, whole[:, row : row + 64, column : column + 64])
+        except UserError:
+            wrong += 1
     return wrong
 
 
+def _wrong_reads_of_workers(path, start):
+    header = read_header(write(path, noise(1, 2048, 2048)))
+    read_window(header, [1], 0, 0, 64, 64)  # opens the file here, before the workers start
+    with multiprocessing.get_context(start).Pool(4) as pool:
+        return sum(pool.starmap(_wrong_reads, [(header, seed) for seed in range(4)]))
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # newer Pythons warn of forking at all
-def test_forked_processes_open_files_of_their_own(tmp_path):
-    header = read_header(write(tmp_path / "a.tif", noise(1, 512, 512)))
-    read_window(header, [1], 0, 0, 64, 64)
-    assert raster._open.cache_info().currsize > 0
-    with multiprocessing.get_context("fork").Pool(4) as pool:
-        assert pool.starmap(_read_many, [(header, seed) for seed in range(4)]) == [0] * 4
+@pytest.mark.parametrize("start", ["fork", "forkserver"])
+def test_worker_processes_open_files_of_their_own(tmp_path, start):
+    assert _wrong_reads_of_workers(tmp_path / "a.tif", start) == 0
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_shared_handles_would_read_wrong_pixels(tmp_path, monkeypatch):
+    opened = raster._open.__wrapped__
+    shared = lru_cache(lambda path, stamp: opened(path, stamp, 0))
+    monkeypatch.setattr(raster, "_open", lambda path, stamp, process: shared(path, stamp))
+    assert _wrong_reads_of_workers(tmp_path / "a.tif", "fork") > 0
 
 
 def test_write_geotiff_is_tiled_named_and_all_or_nothing(tmp_path):

@@ -221,6 +221,123 @@ def test_no_data_of_a_coarse_band_stays_within_its_pixels(tmp_path):
     assert valid[0].all() and values[1][valid[1]].min() >= 1000
 
 
+def test_the_cards_value_counts_for_the_bands_that_declare_none(tmp_path):
+    """One file says 77, the other nothing: 0 is no data only in the second."""
+    for name, nodata in (("B02", 77), ("B03", None)):
+        write(tmp_path / f"{name}.tif", np.array([[[0, 77, 5]]], np.uint16), nodata=nodata)
+    valid = whole(Scene.open(tmp_path, SENTINEL2, ("B02", "B03")))[1]
+    assert valid[:, 0].tolist() == [[True, False, True], [False, True, True]]
+
+
+# What values mean
+
+
+def declared(path, scales, offsets):
+    with rasterio.open(path, "r+") as file:
+        file.scales, file.offsets = scales, offsets
+    return path
+
+
+def test_declared_factors_are_told_and_applied_only_on_request(tmp_path):
+    pixels = noise(2, 8, 8, low=1001)
+    pixels[0, 0, 0] = 0
+    path = declared(write(tmp_path / "a.tif", pixels, ["B02", "B03"]), (1e-4, 2e-4), (-0.1, 0.0))
+    raw = Scene.open(path, SENTINEL2, ("B03", "B02"))
+    np.testing.assert_allclose(raw.offsets, (0, 1000))
+    assert raw.scales == (2e-4, 1e-4) and raw.metadata == {"offset": "known", "values": "as stored"}
+    np.testing.assert_array_equal(whole(raw)[0], pixels[[1, 0]])
+    values, valid = whole(Scene.open(path, SENTINEL2, ("B03", "B02"), reflectance=True))
+    expected = np.stack([pixels[1] * 2e-4, pixels[0] * 1e-4 - 0.1])
+    expected[1, 0, 0] = 0
+    np.testing.assert_allclose(values, expected, atol=1e-6)
+    assert not valid[1, 0, 0] and valid.sum() == 127
+
+
+def test_reflectance_of_coarse_bands_and_of_windows(tmp_path):
+    fine, coarse = noise(20, 20), noise(10, 10, seed=1)
+    folder = band_folder(tmp_path, {"B02": (10, fine), "B05": (20, coarse)})
+    scene = Scene.open(folder, SENTINEL2, ("B05", "B02"), reflectance=True, offset=1000)
+    values, _ = whole(scene)
+    raw, _ = whole(Scene.open(folder, SENTINEL2, ("B05", "B02")))
+    np.testing.assert_allclose(values[1], (fine - 1000.0) / 1e4, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(values[0], (raw[0] - 1000) / 1e4, atol=0.51e-4)  # stored numbers are rounded
+    np.testing.assert_array_equal(scene.read(3, 4, 7, 8)[0], values[:, 3:10, 4:12])
+    scene.load()
+    np.testing.assert_array_equal(whole(scene)[0], values)
+
+
+def test_floats_without_tags_are_not_taken_for_digital_numbers(tmp_path):
+    path = write(tmp_path / "a.tif", np.full((1, 8, 8), 0.3, np.float32), ["B02"])
+    with pytest.raises(UserError, match="a scale to reflectance for band B02, got none"):
+        Scene.open(path, SENTINEL2, ("B02",), reflectance=True)
+    with pytest.raises(UserError, match="an offset for band B02"):
+        Scene.open(write(tmp_path / "b.tif", noise(1, 8, 8), ["B02"]), SENTINEL2, ("B02",), reflectance=True)
+    vouched = Scene.open(path, SENTINEL2, ("B02",), reflectance=True, offset=0)
+    assert whole(vouched)[0][0, 0, 0] == pytest.approx(0.3e-4)
+
+
+def test_missing_bands_follow_the_policy_and_leave_a_record(tmp_path):
+    pixels = noise(2, 8, 8)
+    path = write(tmp_path / "a.tif", pixels, ["B02", "B11"])
+    nearest = Scene.open(path, SENTINEL2, ("B12", "B02", "B03"), missing="nearest")
+    np.testing.assert_array_equal(whole(nearest)[0], pixels[[1, 0, 0]])
+    assert nearest.metadata["stand_ins"] == "B12=B11 B03=B02" and nearest.band_names == ("B12", "B02", "B03")
+    dropped = Scene.open(path, SENTINEL2, ("B12", "B02", "B03"), missing="drop")
+    assert dropped.metadata["dropped"] == "B12 B03" and dropped.band_names == dropped.card.names == ("B02",)
+    for missing in ("nearest", "drop"):
+        with pytest.raises(UserError, match="expected band B04"):
+            Scene.open(band_folder(tmp_path / "none", {"TCI": (10, noise(8, 8))}), SENTINEL2, ("B04",), missing=missing)
+
+
+# Imaging spectrometers
+
+
+def spectrometer(path, centres, pixels, bad=(), unit="Nanometers", nodata=-32768):
+    write(path, pixels, [f"band {i + 1} ({centre} {unit})" for i, centre in enumerate(centres)], nodata=nodata)
+    with rasterio.open(path, "r+") as file:
+        for number, centre in enumerate(centres, start=1):
+            tags = {"wavelength": centre, "fwhm": 8, "wavelength_units": unit, "bbl": int(number not in bad)}
+            file.update_tags(number, **tags)
+    return path
+
+
+def test_a_spectrometer_file_is_its_own_card(tmp_path):
+    centres, pixels = [420.0, 660.0, 655.0, 1350.0, 1650.0], noise(5, 8, 8, dtype=np.int16)
+    path = spectrometer(tmp_path / "a.tif", centres, pixels, bad=(4,))
+    for card in (None, "hyperspectral", "enmap"):
+        scene = Scene.open(path, card)
+        assert scene.band_names == ("1", "2", "3", "5") and scene.card.name == (card or "hyperspectral")
+        assert scene.card.wavelengths == (0.42, 0.66, 0.655, 1.65)
+        assert scene.card.groups == (("1", "2", "3"), ("5", "5", "5"))
+        np.testing.assert_array_equal(whole(scene)[0], pixels[[0, 1, 2, 4]])
+    red = scene.card.select_wavelengths((1.65, 0.661), 0.005)
+    np.testing.assert_array_equal(whole(Scene.open(path, scene.card, red.names))[0], pixels[[4, 1]])
+
+
+def test_another_file_of_a_spectrometer_is_matched_by_wavelength(tmp_path):
+    pixels = noise(4, 8, 8, dtype=np.int16)
+    card = Scene.open(spectrometer(tmp_path / "a.tif", [420, 650, 655, 1650], pixels)).card
+    drifted = Scene.open(spectrometer(tmp_path / "b.tif", [420.8, 653.1, 652.9, 1649], pixels), card)
+    np.testing.assert_array_equal(whole(drifted)[0], pixels)  # by number where that fits: not 3 for 2
+    moved = Scene.open(spectrometer(tmp_path / "c.tif", [1650, 655, 650, 420], pixels), card)
+    assert whole(moved)[0][0, 0, 0] == pixels[3, 0, 0] and whole(moved)[0][3, 0, 0] == pixels[0, 0, 0]
+    short = spectrometer(tmp_path / "d.tif", [420, 652, 700], pixels[:3])
+    with pytest.raises(UserError, match=r"d\.tif: expected a band each for 2 and 3, both are number 2"):
+        Scene.open(short, card)
+    with pytest.raises(UserError, match=r"expected band 4, there is 1 2"):
+        Scene.open(spectrometer(tmp_path / "e.tif", [420, 650, 655, 1600], pixels), card)
+
+
+def test_spectra_that_are_not_told_are_not_made_up(tmp_path):
+    path = write(tmp_path / "a.tif", noise(3, 8, 8))
+    with pytest.raises(UserError, match=r"the wavelength of each band in the tags, got 0 of 3; .* or name the sensor"):
+        Scene.open(path)
+    with pytest.raises(UserError, match="expected a product folder known by its metadata, got none; name the sensor"):
+        Scene.open(tmp_path)
+    with pytest.raises(UserError, match="'enmapp': expected sentinel2"):
+        Scene.open(path, "enmapp")
+
+
 # The split
 
 

@@ -179,7 +179,10 @@ def test_one_line_says_what_was_read(tmp_path):
     ("options", "message"),
     [
         ({"val_fraction": 1.0}, r"data\.val_fraction: expected a number from 0 to below 1, got 1\.0"),
-        ({"normalization": "zscore"}, r"data\.normalization: expected auto, percentile or minmax, got 'zscore'"),
+        (
+            {"normalization": "zscore"},
+            r"data\.normalization: expected auto, percentile, minmax, none or a .*, got 'zscore'",
+        ),
         ({"bands": ()}, r"data\.bands: expected at least one"),
     ],
 )

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from spectralgpt import ops
+from spectralgpt.data.bands import SensorCard
 from spectralgpt.data.normalize import Normalization
 from spectralgpt.data.raster import Bools, Pixels
 from spectralgpt.data.scene_set import (
@@ -53,14 +55,9 @@ def open_windows(
     Raises:
         UserError: the images, the window or the patch do not fit together.
     """
-    bands, rows, columns = patch_size
+    _, rows, columns = patch_size
     if window < 1 or window % rows or window % columns:
         raise UserError(f"window: expected a multiple of the patch's {rows} x {columns} pixels, got {window}")
-    if len(config.bands) % bands:
-        raise UserError(
-            f"data.bands: expected a multiple of the patch's {bands} bands, got {len(config.bands)}; "
-            "leave one out or name one twice"
-        )
     return SceneWindows(open_scenes(config), window, patch_size, split, seed)
 
 
@@ -85,7 +82,14 @@ class SceneWindows(Dataset[Sample]):
         self._sides = scenes.train_sides(window) if split == "train" else []
         self._ends = np.cumsum([num_windows(scenes.scenes[side.scene], side, window) for side in self._sides])
         self._affine = [torch.from_numpy(np.stack(normal.arrays())) for normal in scenes.normalizations]
+        groups = scenes.card.group_names(patch_size[0])
+        self._channels = [[scenes.card.names.index(name) for name in group] for group in groups]
         self._all_valid = self._token_validity(np.ones((len(scenes.card.bands), window, window), bool))
+
+    @property
+    def card(self) -> SensorCard:
+        """The sensor, cut to the bands in use; its groups are the model's."""
+        return self._scenes.card
 
     @property
     def band_names(self) -> tuple[str, ...]:
@@ -102,6 +106,21 @@ class SceneWindows(Dataset[Sample]):
         """The normalisation of each scene, by its name."""
         names = [scene.name for scene in self._scenes.scenes]
         return dict(zip(names, self._scenes.normalizations, strict=True))
+
+    @property
+    def normalization(self) -> dict[str, Any]:
+        """What travels with the model: the numbers where all scenes share them, else the method alone."""
+        first, *others = (normal.to_dict() for normal in self.normalizations.values())
+        return (
+            first
+            if all(other == first for other in others)
+            else {"method": first["method"], "band_names": first["band_names"]}
+        )
+
+    def normalization_at(self, index: int) -> Normalization:
+        """Offset and scale of a window of the first epoch."""
+        known = self.normalizations
+        return known[next(iter(known)) if len(known) == 1 else self.origin(index)[0]]
 
     def describe(self) -> str:
         """What was read, in one line for the console; the same for both splits."""
@@ -162,10 +181,10 @@ class SceneWindows(Dataset[Sample]):
             yield Origin(side.scene, down * rows >> 32, side.left + (right * columns >> 32))
 
     def _token_validity(self, valid: Bools) -> Tensor:
-        bands, rows, columns = self._patch_size
-        groups, height, width = valid.shape[0] // bands, self._window // rows, self._window // columns
-        cubes = valid.reshape(groups, bands, height, rows, width, columns)
-        return torch.from_numpy(cubes.all(axis=(1, 3, 5)))
+        _, rows, columns = self._patch_size
+        height, width = self._window // rows, self._window // columns
+        cubes: Bools = np.all(valid.reshape(len(valid), height, rows, width, columns), axis=(2, 4))
+        return torch.from_numpy(np.stack([cubes[channels].all(axis=0) for channels in self._channels]))
 
 
 @lru_cache(maxsize=2)

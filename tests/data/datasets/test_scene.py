@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import numpy as np
 import pytest
+import rasterio
 import torch
 
 from spectralgpt.data.bands import SENTINEL2
@@ -151,13 +152,37 @@ def test_what_the_model_needs_to_know(root):
     assert data.describe() == windows(root, "val", bands=("red", "B8A", "B2")).describe()
 
 
+def test_token_validity_follows_the_groups(tmp_path):
+    """Four bands make two groups, the last band filling up the second; its hole counts there and nowhere else."""
+    pixels = noise(4, 32, 32)
+    pixels[3, 0, 0] = pixels[0, 31, 31] = 0
+    path = write(tmp_path / "a.tif", pixels, ("B02", "B03", "B04", "B08"))
+    data = windows(path, bands=("B02", "B03", "B04", "B08"), val_fraction=0.0)
+    image, tokens = (data[0, 0][key] for key in ("image", "valid"))
+    assert image.shape == (4, 32, 32) and tokens.shape == (2 * 16,)
+    corners = tokens.reshape(2, 4, 4)
+    assert (corners[0].logical_not().sum(), corners[1].logical_not().sum()) == (1, 1)
+    first, second = corners[0].logical_not().nonzero()[0], corners[1].logical_not().nonzero()[0]
+    assert (first + second).tolist() == [3, 3]  # opposite corners, whatever the flips
+
+
+def test_a_spectrometer_brings_its_own_bands(tmp_path):
+    pixels = noise(5, 32, 32)
+    for name in ("a.tif", "b.tif"):
+        with rasterio.open(write(tmp_path / name, pixels), "r+") as file:
+            for number in file.indexes:
+                file.update_tags(
+                    number, wavelength=400 + 50 * number, fwhm=8, wavelength_units="nm", bbl=int(number != 2)
+                )
+    data = windows(tmp_path, sensor="hyperspectral", bands=(), val_fraction=0.0)
+    assert data.band_names == ("1", "3", "4", "5") and data.wavelengths == (0.45, 0.55, 0.6, 0.65)
+    assert data[0, 0]["image"].shape == (4, 32, 32) and data[0, 0]["valid"].shape == (32,)
+    assert windows(tmp_path, sensor="hyperspectral", bands=("4", "1"), val_fraction=0.0).band_names == ("4", "1")
+
+
 def test_windows_and_patches_must_fit(root):
     with pytest.raises(UserError, match="expected a multiple of the patch's 8 x 8 pixels, got 36"):
         windows(root, window=36)
-    with pytest.raises(
-        UserError, match="expected a multiple of the patch's 3 bands, got 2; leave one out or name one twice"
-    ):
-        windows(root, bands=("B02", "B03"))
     with pytest.raises(UserError, match=r"a\.tif: expected an image of at least 192 x 192 pixels, got 160 x 800"):
         windows(root, window=192)
     with pytest.raises(IndexError):
