@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a step costs without this library: the published maths in plain eager PyTorch.
+"""What a step costs without this library: the published maths in plain eager PyTorch, and as a good user writes it.
 
 Each part is the direct reading of the method, as most people would write it: a Conv3d over all cubes and
 then a gather of the visible ones, one Linear each for q, k and v, an explicit softmax, masks by argsort of
-noise, and targets built in memory. Nothing is made slow on purpose. Parameters have the published names, so
+noise, and targets built in memory. Nothing is made slow on purpose. `ModernAutoencoder` has what PyTorch offers on
+top: fused attention, q, k and v in one product; whoever times it compiles it. Parameters have the published names, so
 `spectralgpt.reference_state_dict(model)` loads here and both compute the same loss.
 """
 
@@ -53,6 +54,30 @@ class Attention(nn.Module):
         return self.proj((weights @ v).transpose(1, 2).reshape(batch, length, dim))
 
 
+class FusedAttention(nn.Module):
+    """The same by torch's own attention kernel, with one product for q, k and v."""
+
+    def __init__(self, dim: int, num_heads: int) -> None:
+        """`num_heads` divides `dim`."""
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+        self.register_load_state_dict_pre_hook(self._stack)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, N, D) -> (B, N, D)."""
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+    @staticmethod
+    def _stack(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: object) -> None:
+        """Three published matrices become one."""
+        for kind in ("weight", "bias"):
+            parts = [state.pop(f"{prefix}{name}.{kind}") for name in "qkv"]
+            state[f"{prefix}qkv.{kind}"] = torch.cat(parts)
+
+
 class Mlp(nn.Module):
     """Two Linears with exact GELU between."""
 
@@ -70,11 +95,11 @@ class Mlp(nn.Module):
 class Block(nn.Module):
     """Pre-norm transformer block."""
 
-    def __init__(self, dim: int, num_heads: int, mlp_ratio: float) -> None:
+    def __init__(self, dim: int, num_heads: int, mlp_ratio: float, attention: type[nn.Module] = Attention) -> None:
         """Sizes of one block."""
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, eps=1e-6)
-        self.attn = Attention(dim, num_heads)
+        self.attn = attention(dim, num_heads)
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
 
@@ -87,6 +112,8 @@ class Block(nn.Module):
 class PlainAutoencoder(nn.Module):
     """The masked autoencoder with separable positions and the two-target loss."""
 
+    attention: type[nn.Module] = Attention
+
     def __init__(self, config: ModelConfig) -> None:
         """Sizes from the configuration of our model."""
         super().__init__()
@@ -97,14 +124,17 @@ class PlainAutoencoder(nn.Module):
         self.patch_embed = CubeEmbed(config)
         self.pos_embed_spatial = nn.Parameter(torch.zeros(1, height * width, dim))
         self.pos_embed_temporal = nn.Parameter(torch.zeros(1, groups, dim))
-        self.blocks = nn.ModuleList(Block(dim, config.num_heads, config.mlp_ratio) for _ in range(config.depth))
+        self.blocks = nn.ModuleList(
+            Block(dim, config.num_heads, config.mlp_ratio, self.attention) for _ in range(config.depth)
+        )
         self.norm = nn.LayerNorm(dim, eps=1e-6)
         self.decoder_embed = nn.Linear(dim, decoder_dim)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, decoder_dim))
         self.decoder_pos_embed_spatial = nn.Parameter(torch.zeros(1, height * width, decoder_dim))
         self.decoder_pos_embed_temporal = nn.Parameter(torch.zeros(1, groups, decoder_dim))
         self.decoder_blocks = nn.ModuleList(
-            Block(decoder_dim, config.decoder_num_heads, config.mlp_ratio) for _ in range(config.decoder_depth)
+            Block(decoder_dim, config.decoder_num_heads, config.mlp_ratio, self.attention)
+            for _ in range(config.decoder_depth)
         )
         self.decoder_norm = nn.LayerNorm(decoder_dim, eps=1e-6)
         self.decoder_pred = nn.Linear(decoder_dim, config.num_values)
@@ -162,3 +192,9 @@ class PlainAutoencoder(nn.Module):
         batch, bands, height, width = image.shape
         cubes = image.reshape(batch, bands // t, t, height // p, p, width // q, q).permute(0, 1, 3, 5, 2, 4, 6)
         return cubes.reshape(batch, -1, t * p * q)
+
+
+class ModernAutoencoder(PlainAutoencoder):
+    """The same with fused attention; to be compiled, under bf16 autocast, with fused AdamW."""
+
+    attention = FusedAttention

@@ -1,16 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One pretraining step (forward, backward, AdamW), ours beside the plain one of `rivals.py`.
+"""One pretraining step (forward, backward, AdamW), ours beside the rivals of `rivals.py`.
 
-    python benchmarks/step.py --model base --batch 8 --image-size 96 --threads 2 --rounds 5 --out step.json
+    python benchmarks/step.py --model base --batch 16 --threads 2 --out step.json
+    python benchmarks/step.py --model huge --device cuda --dtype bfloat16 --batch 80 --memory 24GB --largest
 
-Both start from the same weights and must give the same loss before a clock runs. The two are timed in turn,
-round by round, so that whatever else the machine does meets both; the minimum is the number to compare, the
-median says how quiet it was.
+- published: the plain eager step at `--published-batch`; on CUDA in fp16 with a loss scaler, as published.
+- published, best batch: the same at that of `--batches` that gives most samples per second.
+- modern: what PyTorch offers a good user (fused attention and q/k/v, compiled, fused AdamW), at our batch and dtype.
+- ours: at `--batch`.
+
+All start from the same weights and must give the same loss before a clock runs. On the CPU they are timed in turn,
+round by round, so that whatever else the machine does meets all; on CUDA one after another, each alone in memory.
+The minimum is the number to compare, the median says how quiet it was. The rate of a large matrix product is
+measured in every round, and the share of it that a step's FLOPs reach is told.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import statistics
 import sys
@@ -19,115 +27,268 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from rivals import PlainAutoencoder
-from torch import Tensor
+from rivals import ModernAutoencoder, PlainAutoencoder
+from torch import Tensor, nn
 
 import spectralgpt
 from spectralgpt import ops
 from spectralgpt.models import SIZES
+from spectralgpt.models.config import ModelConfig, make_config
+from spectralgpt.nn import Block
 from spectralgpt.nn.attention import describe
+from spectralgpt.train.flops import forward_flops, gemm_rate
+from spectralgpt.train.memory import RECOMPUTE, Training
+from spectralgpt.train.planner import DEVICES, make_plan, parse_bytes
 
 MASK_RATIO = 0.9
 ADAMW = {"lr": 1e-4, "betas": (0.9, 0.95), "weight_decay": 0.05}
+Step = Callable[[], Tensor]
+LOW = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 
 
-def build(args: argparse.Namespace) -> tuple[Callable[[], Tensor], Callable[[], Tensor], float]:
-    """The two steps, and the difference of their losses on the same weights, image and mask."""
-    torch.manual_seed(0)
-    device = torch.device(args.device)
-    ours = spectralgpt.create_autoencoder(args.model, image_size=args.image_size).to(device)
-    rival = PlainAutoencoder(ours.config).to(device)
-    rival.load_state_dict(spectralgpt.reference_state_dict(ours))
-    image = torch.rand(args.batch, ours.config.bands, *ours.config.height_width, device=device)
-    sample_ids = torch.arange(args.batch, device=device)
-    autocast = torch.autocast(device.type, dtype=getattr(torch, args.dtype), enabled=args.dtype != "float32")
-
-    noise = torch.rand(args.batch, ours.config.num_tokens, device=device)
-    with torch.no_grad(), autocast:
-        losses = (
-            ours(image, ops.cube_mask_from_noise(noise, MASK_RATIO)).loss,
-            rival(image, MASK_RATIO, noise),
-        )
-    difference = abs(losses[0].item() - losses[1].item())
-
-    def our_loss() -> Tensor:
-        mask = ops.random_cube_mask(sample_ids, ours.config.num_tokens, MASK_RATIO, seed=0)
-        return ours(image, mask).loss
-
-    our_step = step(our_loss, torch.optim.AdamW(ours.parameters(), **ADAMW, fused=True), autocast)
-    rival_step = step(lambda: rival(image, MASK_RATIO), torch.optim.AdamW(rival.parameters(), **ADAMW), autocast)
-    return our_step, rival_step, difference
-
-
-def step(
-    loss_of: Callable[[], Tensor], optimizer: torch.optim.Optimizer, autocast: torch.autocast
-) -> Callable[[], Tensor]:
+def stepping(model: nn.Module, loss_of: Step, device: str, dtype: torch.dtype, *, fused: bool) -> Step:
     """One training step over a loss."""
+    optimizer = torch.optim.AdamW(model.parameters(), **ADAMW, fused=fused)
+    scaler = torch.amp.GradScaler(device, enabled=dtype == torch.float16)
 
     def run() -> Tensor:
-        with autocast:
+        with torch.autocast(device, dtype, enabled=dtype != torch.float32):
             loss = loss_of()
-        loss.backward()
-        optimizer.step()
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
         optimizer.zero_grad(set_to_none=True)
         return loss.detach()
 
     return run
 
 
-def seconds(run: Callable[[], Tensor]) -> float:
+def rival(kind: type[PlainAutoencoder], config: ModelConfig, args: argparse.Namespace, batch: int) -> Step:
+    """A step of a rival; the modern one is compiled and runs in our dtype."""
+    modern = kind is ModernAutoencoder
+    model = kind(config).to(args.device)
+    image = random_image(config, batch, args.device)
+    dtype = torch.float16 if args.device == "cuda" and not modern else getattr(torch, args.dtype)
+    forward = torch.compile(model) if modern and not args.no_compile else model
+    return stepping(model, lambda: forward(image, MASK_RATIO), args.device, dtype, fused=modern)
+
+
+def ours(config: ModelConfig, args: argparse.Namespace, batch: int, recompute: str = "none") -> Step:
+    """A step of this library; compiled on CUDA, where that pays."""
+    model = spectralgpt.create_autoencoder(**config.to_dict()).to(args.device)
+    for block in model.modules():
+        if isinstance(block, Block):
+            block.recompute = recompute
+    image, ids = random_image(config, batch, args.device), torch.arange(batch, device=args.device)
+    if args.device == "cuda" and not args.no_compile:
+        model.compile()
+
+    def loss() -> Tensor:
+        return model(image, ops.random_cube_mask(ids, config.num_tokens, MASK_RATIO, seed=0)).loss
+
+    return stepping(model, loss, args.device, getattr(torch, args.dtype), fused=True)
+
+
+def random_image(config: ModelConfig, batch: int, device: str) -> Tensor:
+    """Values do not matter for speed, but zeros would make a GPU run faster than it will."""
+    return torch.rand(batch, config.bands, *config.height_width, device=device)
+
+
+def loss_difference(config: ModelConfig) -> float:
+    """The largest difference of a rival's loss to ours on the same weights, image and mask, in fp32 on the CPU."""
+    torch.manual_seed(0)
+    model = spectralgpt.create_autoencoder(**config.to_dict())
+    image, noise = random_image(config, 2, "cpu"), torch.rand(2, config.num_tokens)
+    differences = []
+    with torch.no_grad():
+        loss = model(image, ops.cube_mask_from_noise(noise, MASK_RATIO)).loss
+        for kind in (PlainAutoencoder, ModernAutoencoder):
+            other = kind(config)
+            other.load_state_dict(spectralgpt.reference_state_dict(model))
+            differences.append(abs(other(image, MASK_RATIO, noise) - loss).item())
+    return max(differences)
+
+
+def seconds(run: Step, device: str) -> float:
     """Wall-clock seconds of one call, the device's queue emptied."""
     start = time.perf_counter()
     run().item()  # the loss is ready before the update; reading it and waiting cover both
-    if torch.cuda.is_available():
+    if device == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter() - start
+
+
+def samples_per_second(make: Callable[[int], Step], batch: int, device: str) -> float:
+    """Of two steps after the first; 0 where memory runs out."""
+    release(device)
+    speed = 0.0
+    try:
+        step = make(batch)
+        seconds(step, device)
+        speed = batch / min(seconds(step, device) for _ in range(2))
+    except torch.OutOfMemoryError:
+        pass  # its traceback holds on to the tensors until this block ends
+    step = None
+    release(device)
+    return speed
+
+
+def largest(make: Callable[[int], Step], device: str) -> int:
+    """The largest batch that fits, by doubling and bisection."""
+    low, high = 0, 1
+    while samples_per_second(make, high, device):
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if samples_per_second(make, middle, device) else (low, middle)
+    return low
+
+
+def release(device: str) -> None:
+    """Memory of what is not referenced any more goes back."""
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
+def timed(steps: dict[str, Callable[[], Step]], args: argparse.Namespace) -> tuple[dict[str, dict[str, float]], float]:
+    """Seconds (minimum, median) and peak memory of each, and the best rate of a matrix product in between."""
+    rates: list[float] = []
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    peaks: dict[str, int] = {}
+
+    def time_together(group: dict[str, Callable[[], Step]]) -> None:
+        running = {name: make() for name, make in group.items()}
+        for _ in range(2):  # compiles and warms up
+            for step in running.values():
+                seconds(step, args.device)
+        for _ in range(args.rounds):
+            rates.append(gemm_rate.__wrapped__(args.device, getattr(torch, args.dtype)))
+            for name, step in running.items():
+                times[name].append(seconds(step, args.device))
+
+    for group in [{name: make} for name, make in steps.items()] if args.device == "cuda" else [steps]:
+        release(args.device)
+        time_together(group)
+        if args.device == "cuda":
+            peaks |= dict.fromkeys(group, torch.cuda.max_memory_allocated())
+    found: dict[str, dict[str, float]] = {}
+    for name, values in times.items():
+        found[name] = {"min_s": min(values), "median_s": statistics.median(values)}
+        if name in peaks:
+            found[name]["peak_bytes"] = peaks[name]
+    return found, max(rates)
+
+
+def best_batch(config: ModelConfig, args: argparse.Namespace) -> int:
+    """The batch at which the published step gives most samples per second; those that do not fit are passed over."""
+    batches = args.batches or ([16, 32, 64, 128, 256] if args.device == "cuda" else [args.published_batch])
+    if len(batches) == 1:
+        return batches[0]
+    return max(
+        batches,
+        key=lambda batch: samples_per_second(lambda n: rival(PlainAutoencoder, config, args, n), batch, args.device),
+    )
+
+
+def compare(config: ModelConfig, args: argparse.Namespace) -> dict[str, object]:
+    """Times everybody."""
+    flops = forward_flops(config, MASK_RATIO).step
+    best = best_batch(config, args)
+    batches = {
+        "published": args.published_batch,
+        "published, best batch": best,
+        "modern": args.batch,
+        "ours": args.batch,
+    }
+    steps: dict[str, Callable[[], Step]] = {
+        "published": lambda: rival(PlainAutoencoder, config, args, args.published_batch),
+        "published, best batch": lambda: rival(PlainAutoencoder, config, args, best),
+        "modern": lambda: rival(ModernAutoencoder, config, args, args.batch),
+        "ours": lambda: ours(config, args, args.batch),
+    }
+    if best == args.published_batch:
+        del steps["published, best batch"]
+    found, rate = timed(steps, args)
+    found.setdefault("published, best batch", dict(found["published"]))
+    for name, numbers in found.items():
+        numbers["batch"] = batches[name]
+        numbers["samples_per_second"] = batches[name] / numbers["min_s"]
+        numbers["share_of_gemm_rate"] = numbers["samples_per_second"] * flops / rate
+    mine = found["ours"]["samples_per_second"]
+    ratios = {name: mine / found[name]["samples_per_second"] for name in batches if name != "ours"}
+    return {"flops_per_sample": flops, "gemm_rate": rate, "contestants": found, "ours_over": ratios}
+
+
+def largest_batches(config: ModelConfig, args: argparse.Namespace) -> dict[str, dict[str, int]]:
+    """Measured beside planned, for each way to recompute."""
+    total = torch.cuda.get_device_properties(0).total_memory
+    memory = parse_bytes(args.memory) if args.memory else total
+    plan = make_plan(config, Training(LOW[args.dtype], MASK_RATIO), memory, DEVICES["h100"])
+    planned = {choice.recompute: choice.micro_batch for choice in plan.choices}
+    found = {}
+    for recompute in RECOMPUTE:
+        measured = largest(lambda batch, way=recompute: ours(config, args, batch, way), args.device)
+        found[recompute] = {"measured": measured, "planned": planned[recompute]}
+    return found
 
 
 def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--model", default="base", choices=SIZES)
-    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--batch", type=int, default=16, help="of ours and of the modern step (%(default)s)")
+    parser.add_argument("--published-batch", type=int, default=16, help="of the published step (%(default)s)")
+    parser.add_argument("--batches", type=int, nargs="+", help="among which the published step's best is looked for")
     parser.add_argument("--image-size", type=int, default=96)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--dtype", default="float32", choices=list(LOW))
+    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out everywhere")
+    parser.add_argument("--memory", help="cap on CUDA memory, such as 24GB")
+    parser.add_argument("--largest", action="store_true", help="on CUDA: find the largest batch for each recomputation")
     parser.add_argument("--out", type=Path, help="JSON file to write")
     return parser.parse_args()
 
 
+def show(result: dict[str, object]) -> None:
+    """The table."""
+    heads = {"batch": 6, "min s": 9, "median s": 10, "samples/s": 11, "of GEMM rate": 14, "peak GB": 9, "ours x": 8}
+    print(" " * 24 + "".join(f"{name:>{width}}" for name, width in heads.items()))
+    for name, row in result["contestants"].items():
+        peak = f"{row['peak_bytes'] / 1e9:9.2f}" if "peak_bytes" in row else f"{'-':>9}"
+        ratio = result["ours_over"].get(name)
+        print(
+            f"{name:24}{row['batch']:6}{row['min_s']:9.3f}{row['median_s']:10.3f}{row['samples_per_second']:11.2f}"
+            f"{row['share_of_gemm_rate']:14.1%}{peak}" + (f"{ratio:8.2f}" if ratio else "")
+        )
+    rate, flops = result["gemm_rate"] / 1e9, result["flops_per_sample"] / 1e9
+    print(f"matrix products: {rate:,.1f} GFLOP/s; {flops:.1f} GFLOP a sample")
+    for way, sizes in result.get("largest_batch", {}).items():
+        print(f"largest batch, recomputing {way}: {sizes['measured']} measured, {sizes['planned']} planned")
+
+
 def main() -> int:
-    """Prints the table; exit code 1 where the two losses differ."""
+    """Prints the table; exit code 1 where the losses differ."""
     args = parse()
     torch.set_num_threads(args.threads)
-
-    ours, rival, difference = build(args)
+    config = make_config(args.model, image_size=args.image_size)
+    difference = loss_difference(config)
     print(f"loss difference on the same weights and mask: {difference:.2e}")
-    if args.dtype == "float32" and difference > 1e-4:
-        print("error: expected the same loss from both, within 1e-4", file=sys.stderr)
+    if difference > 1e-4:
+        print("error: expected the same loss from all, within 1e-4", file=sys.stderr)
         return 1
-    for run in (ours, rival):
-        seconds(run)
-    times: dict[str, list[float]] = {"ours": [], "rival": []}
-    for _ in range(args.rounds):
-        times["ours"].append(seconds(ours))
-        times["rival"].append(seconds(rival))
-
-    result = {
-        **{key: value for key, value in vars(args).items() if key != "out"},
-        "torch": torch.__version__,
-        "attention": describe(),
-        "loss_difference": difference,
-        **{name: {"min_s": min(values), "median_s": statistics.median(values)} for name, values in times.items()},
-        "ratio_min": min(times["rival"]) / min(times["ours"]),
-        "ratio_median": statistics.median(times["rival"]) / statistics.median(times["ours"]),
-    }
-    print(f"{'':8}{'min s':>10}{'median s':>10}")
-    for name, values in times.items():
-        print(f"{name:8}{min(values):10.3f}{statistics.median(values):10.3f}")
-    print(f"{'ratio':8}{result['ratio_min']:10.2f}{result['ratio_median']:10.2f}")
+    if args.memory and args.device == "cuda":
+        total = torch.cuda.get_device_properties(0).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, parse_bytes(args.memory) / total))
+    settings = {key: value for key, value in vars(args).items() if key != "out"}
+    result = {**settings, "torch": torch.__version__, "loss_difference": difference, **compare(config, args)}
+    if args.largest and args.device == "cuda":
+        result["largest_batch"] = largest_batches(config, args)
+    result["attention"] = describe()
+    show(result)
     if args.out:
         args.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     return 0

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command `spectralgpt`: a subcommand per tool; here a user's mistake becomes one line and an exit code.
 
-Exit codes: 0 done, 2 a mistake of the user (one line on stderr, no traceback), 128 + n stopped by signal n with
-the state saved. Each command imports what it needs when it runs, so `--help` does not wait for PyTorch.
+Exit codes: 0 done, 2 a mistake of the user (one line on stderr, no traceback), 3 training diverged, 128 + n stopped
+by signal n with the state saved. Each command imports what it needs when it runs, so `--help` does not wait for
+PyTorch.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return COMMANDS[parser.parse_args(arguments[:1]).command](arguments[1:])
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return error.exit_code
 
 
 def train(arguments: Sequence[str]) -> int:
@@ -56,22 +57,77 @@ def train(arguments: Sequence[str]) -> int:
 
 
 def prepare(arguments: Sequence[str]) -> int:
-    """Fetch the demo scene ahead of the first training."""
+    """Fetch the demo scene, make statistics and shards of a data set, verify shards."""
     parser = _Parser(prog="spectralgpt prepare", description=prepare.__doc__)
-    parser.add_argument("what", choices=("demo",), help="the demo scene: Sentinel-2 L1C, 1947 x 1933 pixels, CC0")
-    parser.add_argument("--cache", type=Path, help="where it is kept (default: the user's cache folder)")
-    options = parser.parse_args(arguments)
-    from spectralgpt.data.demo import demo_scene
+    kinds = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
+    demo = kinds.add_parser("demo", help="the demo scene: Sentinel-2 L1C, 1947 x 1933 pixels, CC0")
+    demo.add_argument("--cache", type=Path, help="where it is kept (default: the user's cache folder)")
+    stats = kinds.add_parser("stats", help="mean, deviation, extremes and percentiles of each band, as JSON")
+    stats.add_argument("root", help="folder of the data set")
+    stats.add_argument("-o", "--out", type=Path, required=True, help="the file; normalization: FILE uses it")
+    shards = kinds.add_parser("shards", help="fast memory-mapped copies; the same command goes on after any stop")
+    shards.add_argument("root", help="folder of the data set")
+    shards.add_argument("out", help="folder for the shards, with one folder per split")
+    shards.add_argument("--shard-size", type=int, default=1024, metavar="MIB", help="of a shard, about (%(default)s)")
+    for command in (stats, shards):
+        command.add_argument("--dataset", help="its name, or shards (default: what the folder looks like)")
+        command.add_argument("--split", default="train", help="which part (%(default)s)")
+        command.add_argument("--bands", nargs="+", metavar="NAME", help="in this order (default: the data set's own)")
+        command.add_argument("--option", action="append", default=[], metavar="KEY=VALUE", help="of the data set")
+        command.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes (all cores)")
+        command.add_argument("--max-bad", type=float, default=0.01, metavar="SHARE", help="of the images (%(default)s)")
+    verify = kinds.add_parser("verify", help="compare everything in shards with its hash")
+    verify.add_argument("root", help="folder of the shards")
+    options = vars(parser.parse_args(arguments))
+    from spectralgpt.data import prepare as data_prepare
 
-    scene = demo_scene(options.cache)
-    print(scene.note)
-    print(scene.path)
+    print(getattr(data_prepare, options.pop("what"))(**options))
     return 0
 
 
+def plan(arguments: Sequence[str]) -> int:
+    """Tell memory, largest micro-batch, samples per second and days before a run."""
+    parser = _Parser(prog="spectralgpt plan", description=plan.__doc__)
+    parser.add_argument("--config", metavar="RECIPE", help="plan every stage of a recipe instead of the options below")
+    parser.add_argument("--model", help="tiny, small, base, large or huge (base)")
+    parser.add_argument("--image-size", type=int, help="pixels of a side (96)")
+    parser.add_argument("--bands", type=int, help="bands of an image (12, or the recipe's)")
+    parser.add_argument("--mask-ratio", type=float, help="share of hidden tokens (0.9)")
+    parser.add_argument("--epochs", type=int, help="length of the schedule (200)")
+    parser.add_argument("--images", type=int, help="images of an epoch (712874, fMoW-Sentinel)")
+    parser.add_argument("--memory", help="of one GPU: 24GB, 24GiB, 24564MiB (that of the GPU at hand)")
+    parser.add_argument("--gpus", type=int, default=1, help="how many (%(default)s)")
+    parser.add_argument("--sharding", choices=["ddp", "fsdp"], default="ddp", help="of several GPUs (%(default)s)")
+    parser.add_argument("--precision", choices=["bf16", "fp16", "fp32"], help="of matrix products (bf16)")
+    parser.add_argument("--optimizer-state", choices=["fp32", "bf16", "8bit"], default="fp32", help="(%(default)s)")
+    parser.add_argument("--ema", action="store_true", help="keep a running average of the weights")
+    parser.add_argument("--gpu", choices=["h100", "rtx4090"], help="whose speed to assume (the GPU at hand, measured)")
+    parser.add_argument("--measure", action="store_true", help="measure the speed here, even on the CPU")
+    options = vars(parser.parse_args(arguments))
+    from spectralgpt.train.plan_command import run_plan
+
+    return run_plan(options)
+
+
 def info(arguments: Sequence[str]) -> int:
-    """Show versions, devices, native operators and the attention backend."""
-    _Parser(prog="spectralgpt info", description=info.__doc__).parse_args(arguments)
+    """Show versions, devices and operators; or what a data set holds, with a contact sheet."""
+    parser = _Parser(prog="spectralgpt info", description=info.__doc__)
+    parser.add_argument("root", nargs="?", type=Path, help="folder of a data set; versions and devices without it")
+    parser.add_argument("--dataset", help="its kind (default: told from the folder)")
+    parser.add_argument("--split", help="only this split")
+    parser.add_argument("--bands", help="names with commas between (default: the data set's own)")
+    parser.add_argument("--sample", type=int, default=200, help="how many images to read (default: 200)")
+    parser.add_argument("--sheet", type=Path, help="the contact sheet (default: DATASET-SPLIT.png in this folder)")
+    parser.add_argument("-o", "--option", action="append", default=[], help="KEY=VALUE of the data set, repeatable")
+    options = parser.parse_args(arguments)
+    if options.root is not None:
+        from spectralgpt.data.report import dataset_report, parse_options
+
+        bands = options.bands.split(",") if options.bands else None
+        chosen, settings = (options.root, options.dataset, options.split, bands), parse_options(options.option)
+        for line in dataset_report(*chosen, settings, sample=options.sample, sheet=options.sheet):
+            print(line, flush=True)
+        return 0
     import torch
 
     import spectralgpt
@@ -88,7 +144,7 @@ def info(arguments: Sequence[str]) -> int:
     return 0
 
 
-COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"train": train, "prepare": prepare, "info": info}
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"train": train, "plan": plan, "prepare": prepare, "info": info}
 
 
 class _Parser(argparse.ArgumentParser):

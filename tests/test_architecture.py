@@ -19,7 +19,7 @@ MAY_IMPORT = {
     "ops": set(),
     "nn": {"ops"},
     "models": {"ops", "nn"},
-    "data": {"ops"},
+    "data": {"ops", "viz"},
     "viz": set(),
     "train": {"ops", "nn", "models", "data", "viz"},
     "cli": {"ops", "nn", "models", "data", "viz", "train"},
@@ -30,9 +30,12 @@ ONLY_IN = {
     r"\.data_ptr\(": "ops/_native.py",
     r"^\s*(import|from) rasterio": "data/raster.py",
     r"^\s*(import|from) xformers|import_module\(\"xformers": "nn/attention.py",
-    r"^\s*(import|from) matplotlib": "viz/figures.py",
+    r"^\s*(import|from) matplotlib": "viz/",
 }
-FORBIDDEN = r"\bpickle\.load|yaml\.load\(|(?<![.\w])(eval|exec)\(|shell=True|allow_pickle=True|os\.system"
+FORBIDDEN = (
+    r"\bimport pickle\b|\bpickle\.load|distributed\.checkpoint|yaml\.load\(|(?<![.\w])(eval|exec)\("
+    r"|shell=True|allow_pickle=True|os\.system"
+)
 
 
 def layer_of(path: Path) -> str:
@@ -73,8 +76,8 @@ def test_every_layer_has_a_rule() -> None:
 @pytest.mark.parametrize(("pattern", "home"), ONLY_IN.items(), ids=list(ONLY_IN.values()))
 def test_one_place_only(pattern: str, home: str) -> None:
     hits = {str(path.relative_to(PACKAGE)) for path in MODULES if re.search(pattern, path.read_text(), re.MULTILINE)}
-    assert hits <= {home}
-    assert home in hits, "the rule no longer matches anything: mend its pattern"
+    assert all(hit.startswith(home) for hit in hits), sorted(hits)
+    assert hits, "the rule no longer matches anything: mend its pattern"
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
@@ -113,6 +116,7 @@ def test_spdx_everywhere() -> None:
         *ROOT.glob("tests/**/*.py"),
         *ROOT.glob("tools/*.py"),
         *ROOT.glob("benchmarks/*.py"),
+        *ROOT.glob("examples/*.py"),
         ROOT / "setup.py",
     ]
     assert [

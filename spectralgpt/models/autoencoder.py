@@ -17,7 +17,7 @@ from spectralgpt.errors import UserError
 from spectralgpt.models.base import SpectralModel, arrange_bands
 from spectralgpt.models.config import ModelConfig
 from spectralgpt.models.encoder import Encoder
-from spectralgpt.nn import NORM_EPSILON, Block, Grid, Linear, PositionEmbedding, assemble_tokens
+from spectralgpt.nn import NORM_EPSILON, Block, Grid, Linear, PositionEmbedding
 
 
 class AutoencoderOutput(NamedTuple):
@@ -67,7 +67,7 @@ class Decoder(nn.Module):
         Returns:
             (B, L, P).
         """
-        tokens = assemble_tokens(self.embed(latent), self.mask_token[0], self.positions(grid), ids_restore)
+        tokens = ops.assemble_tokens(self.embed(latent), self.mask_token[0], self.positions(grid), ids_restore)
         for block in self.blocks:
             tokens = block(tokens)
         prediction: Tensor = self.pred(self.norm(tokens))
@@ -85,13 +85,24 @@ class Autoencoder(SpectralModel):
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
 
-    def forward(self, image: Tensor, mask: ops.CubeMask, valid: Tensor | None = None) -> AutoencoderOutput:
+    def forward(
+        self,
+        image: Tensor,
+        mask: ops.CubeMask,
+        valid: Tensor | None = None,
+        *,
+        token_weight: Tensor | None = None,
+        spectral_weight: Tensor | None = None,
+    ) -> AutoencoderOutput:
         """One masked reconstruction and its loss.
 
         Args:
             image: (B, C, H, W), normalised, in the model's band order.
             mask: which tokens the encoder sees, for this image's L tokens.
             valid: (B, L) bool, False for tokens that hold nodata and must not be scored.
+            token_weight: 0-d, instead of the configuration's: a trainer puts the share of this batch in a larger one
+                here, so that the gradient needs no scaling afterwards.
+            spectral_weight: likewise.
 
         Raises:
             UserError: an image or a mask that does not fit the model.
@@ -113,7 +124,7 @@ class Autoencoder(SpectralModel):
             valid=valid,
             normalize_targets=self.config.normalize_targets,
             spectral_targets=self.config.spectral_targets,
-            token_weight=self.config.token_weight,
-            spectral_weight=self.config.spectral_weight,
+            token_weight=self.config.token_weight if token_weight is None else token_weight,
+            spectral_weight=self.config.spectral_weight if spectral_weight is None else spectral_weight,
         )
         return AutoencoderOutput(loss.total, loss.token, loss.spectral, prediction, latent)

@@ -14,15 +14,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 import spectralgpt
 from spectralgpt.errors import UserError
 from spectralgpt.models.config import ModelConfig, make_config
+from spectralgpt.models.safe_load import load_weights
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
+_MAX_CONFIG = 2**22
 
 
 class SavedModel(NamedTuple):
@@ -83,17 +85,19 @@ def read_pretrained(folder: str | Path) -> SavedModel:
             raise UserError(f"{folder / name}: expected a folder that save_pretrained wrote, got no such file")
     path = folder / CONFIG_FILE
     try:
+        if path.stat().st_size > _MAX_CONFIG:
+            raise ValueError(f"a file of {path.stat().st_size} bytes")
         record = json.loads(path.read_text(encoding="utf-8"))
         fields = {**record["model"]}
         config = make_config(fields.pop("name"), **fields)
         kind, normalization = str(record["kind"]), record["normalization"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path}: expected a model's configuration, got {type(error).__name__}: {error}") from error
-    path = folder / WEIGHTS_FILE
-    try:
-        tensors = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path}: expected a whole safetensors file, got: {error}") from error
+    tensors = load_weights(folder / WEIGHTS_FILE)
+    if config.depth + config.decoder_depth > len(tensors):  # before anyone builds a thousand blocks
+        raise UserError(
+            f"{folder / WEIGHTS_FILE}: expected the weights of its {CONFIG_FILE}, got {len(tensors)} tensors"
+        )
     return SavedModel(kind, config, normalization, tensors)
 
 

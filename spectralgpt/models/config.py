@@ -188,7 +188,8 @@ def band_fields(bands: Any, bands_per_token: int) -> dict[str, Any]:  # noqa: AN
         return {"bands": bands, "band_names": None, "wavelengths": None, "groups": ()}
     if hasattr(bands, "names") and hasattr(bands, "wavelengths"):
         names = tuple(bands.names)
-        groups = tuple(tuple(group) for group in getattr(bands, "groups", ()))
+        regroup = getattr(bands, "group_names", None)
+        groups = regroup(bands_per_token) if regroup else tuple(map(tuple, getattr(bands, "groups", ())))
         usable = all(len(group) == bands_per_token and set(group) <= set(names) for group in groups)
         return {
             "bands": len(names),

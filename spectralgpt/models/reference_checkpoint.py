@@ -2,13 +2,12 @@
 """The published checkpoints, in and out, with every tensor accounted for.
 
 One table (`_entries`) says under which name and shape each of our parameters is published; loading and
-exporting both walk it. A .pth file is a pickle: torch's restricted unpickler reads it, which builds tensors
-and an argparse.Namespace and runs nothing else.
+exporting both walk it. A .pth file is a pickle: `safe_load` reads it, which builds tensors and an
+argparse.Namespace and runs nothing else.
 """
 
 from __future__ import annotations
 
-import argparse
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -23,6 +22,7 @@ from spectralgpt.errors import UserError
 from spectralgpt.models.autoencoder import Autoencoder
 from spectralgpt.models.base import SpectralModel
 from spectralgpt.models.config import ModelConfig
+from spectralgpt.models.safe_load import load_tensors
 from spectralgpt.nn import resample_spatial
 
 _RENAMED = {
@@ -190,15 +190,7 @@ def _split_fused(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _read(path: Path) -> Mapping[str, Any]:
-    if not path.is_file():
-        raise UserError(f"{path}: expected a checkpoint file, got no such file")
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever a damaged or hostile file makes the unpickler stumble over
-        objection = re.search(r"[Uu]nsupported .*", str(error))  # torch's advice around it would mislead here
-        reason = objection[0] if objection else str(error).split(". ")[0] or type(error).__name__
-        raise UserError(f"{path}: expected a checkpoint of tensors only, got: {reason}") from error
+    content = load_tensors(path, "a checkpoint of tensors only")
     if not isinstance(content, Mapping):
         raise UserError(f"{path}: expected a dictionary of tensors, got {type(content).__name__}")
     return content

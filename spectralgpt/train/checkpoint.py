@@ -1,24 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoints that are whole or absent: a kill, a full disk or a flipped bit costs the newest one at most.
+"""Checkpoints of a run: whole or absent, verified on load, and never one that is not finite.
 
-`step-<n>/` appears by one rename, after every file in it was flushed to disk and its size and sha256 were
-written to manifest.json; nothing is ever written into a committed folder. Loading verifies the manifest first,
-because PyTorch and safetensors load flipped bits without a word. The training state is tensors and plain values
-only and is read with `weights_only=True`, so a foreign checkpoint cannot run code.
+`checkpoints/step-<n>/` is committed by `train/durable.py` and holds model.safetensors and state.pt. The training
+state is tensors and plain values only and is read as a stranger's file is, so a foreign checkpoint cannot run code.
+A disk that is full costs the newest checkpoint, not the run.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-import pickle
 import re
 import shutil
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import safetensors.torch
 import torch
@@ -26,11 +22,14 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from spectralgpt.errors import UserError
+from spectralgpt.models.safe_load import load_tensors, load_weights, tensors_in
+from spectralgpt.train import distributed, durable
 
-_WEIGHTS = "model.safetensors"
-_STATE = "state.pt"
-_MANIFEST = "manifest.json"
-_TEMPORARY = ".tmp-"
+WEIGHTS = "model.safetensors"
+STATE = "state.pt"
+_BEST = "best.json"
+_MAX_FAILURES = 3
+_HEADROOM = 1.2
 
 
 @dataclass(frozen=True)
@@ -42,142 +41,203 @@ class Checkpoint:
     state: dict[str, Any]
 
 
-class Checkpoints:
-    """The checkpoints of one run, of which the newest `keep` stay."""
+class SaveFailed(UserError):
+    """The disk is full or refuses; the former checkpoints are untouched."""
 
-    def __init__(self, folder: Path, keep: int) -> None:
-        """Clears what a killed run left half-written."""
-        self.folder = folder
-        self.keep = keep
-        for leftover in folder.glob(f"{_TEMPORARY}*"):
-            shutil.rmtree(leftover, ignore_errors=True)
+
+class NotFinite(UserError):
+    """The run diverged; a state that holds NaN or infinity is never saved."""
+
+    exit_code = 3
+
+
+class Best(NamedTuple):
+    """The kept checkpoint with the lowest validation loss of its stage."""
+
+    step: int
+    stage: int
+    loss: float
+
+
+@dataclass
+class Checkpoints:
+    """The checkpoints of one run: the newest `keep` and the best stay. Of several processes only the first saves.
+
+    Attributes:
+        folder: that holds them.
+        keep: how many of the newest stay, besides the best; 2 or more, as the newest may be found damaged.
+        needed: bytes that the next one is expected to take.
+    """
+
+    folder: Path
+    keep: int
+    needed: int = 0
+    _failures: int = 0
+    _damaged: set[int] = field(default_factory=set)
 
     def steps(self) -> list[int]:
         """Steps with a committed checkpoint, ascending."""
-        matches = (re.fullmatch(r"step-(\d+)", path.name) for path in self.folder.glob("step-*"))
+        matches = (re.fullmatch(r"step-(\d{1,18})", path.name) for path in self.folder.glob("step-*"))
         return sorted(int(match[1]) for match in matches if match)
 
-    def save(self, checkpoint: Checkpoint) -> Path:
-        """Commits a checkpoint, then drops those beyond `keep`.
+    def require_space(self, needed: int = 0) -> None:
+        """Finds out that the disk has no room for one more checkpoint before it is written.
+
+        Args:
+            needed: bytes that one takes, where none was saved yet.
 
         Raises:
-            UserError: the disk is full or refuses; nothing half-written stays and the former checkpoints are untouched.
-                A weight that is not finite is refused too: such a state must not replace a good one.
+            SaveFailed: names the folder, what is needed and what is free.
         """
-        broken = [name for name, tensor in checkpoint.weights.items() if not tensor.isfinite().all()]
-        if broken:
-            raise UserError(
-                f"checkpoint: expected finite weights at step {checkpoint.step}, got NaN or infinity in {broken[0]}; "
-                "lower the learning rate"
-            )
+        self.needed = self.needed or needed
+        free = _free(self.folder)
+        if free < _HEADROOM * self.needed:
+            raise SaveFailed(self._no_room("no space left on the disk", free))
+
+    def save(self, checkpoint: Checkpoint, validation_loss: float | None = None) -> Path:
+        """Commits a checkpoint, then drops those that are neither among the newest nor the best.
+
+        Args:
+            checkpoint: whole, whatever number of processes trains.
+            validation_loss: of these weights, where it was measured.
+
+        Raises:
+            SaveFailed: nothing half-written stays and the former checkpoints are untouched.
+            NotFinite: something in it is not finite: such a state must not replace a good one.
+        """
+        _require_finite(checkpoint)
         final = self.folder / f"step-{checkpoint.step}"
-        temporary = self.folder / f"{_TEMPORARY}{final.name}"
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            _write(temporary, checkpoint)
-            if final.exists():  # a damaged one of the same step, passed over when the run was resumed
-                _discard(final)
-            os.rename(temporary, final)
-            _sync(self.folder)
+            durable.clear(self.folder)
+            self.require_space()
+            durable.commit(final, lambda folder: _write(folder, checkpoint), {"step": checkpoint.step})
+            self.needed = sum(path.stat().st_size for path in final.iterdir())
+            self._damaged.discard(checkpoint.step)
+            self._note_best(checkpoint, validation_loss)
+            self._drop()
         except (OSError, SafetensorError) as error:
-            shutil.rmtree(temporary, ignore_errors=True)
             reason = getattr(error, "strerror", None) or str(error)
-            raise UserError(f"cannot save {final}: {reason}{self._way_out()}") from error
-        for step in self.steps()[: -self.keep]:
-            _discard(self.folder / f"step-{step}")
+            raise SaveFailed(self._no_room(f"cannot save {final}: {reason}", _free(self.folder))) from error
         return final
 
-    def load_latest(self) -> Checkpoint:
+    def attempt(self, checkpoint: Checkpoint, validation_loss: float | None = None) -> bool:
+        """Saves if the disk lets it; a failure is a warning, and the next call tries again.
+
+        Raises:
+            SaveFailed: the third failure in a row.
+            NotFinite: as `save`.
+        """
+        try:
+            self.save(checkpoint, validation_loss)
+        except SaveFailed as error:
+            self._failures += 1
+            if self._failures >= _MAX_FAILURES:
+                raise SaveFailed(f"{error}; {self._failures} checkpoints in a row failed") from error
+            warnings.warn(f"{error}; training goes on and tries again", stacklevel=2)
+            return False
+        self._failures = 0
+        return True
+
+    def newest(self) -> Path:
         """The newest checkpoint that is whole; each damaged one on the way is named in a warning.
 
         Raises:
-            UserError: there is no checkpoint, or none is whole.
+            UserError: there is no checkpoint, none is whole, or a newer version wrote it.
         """
+        durable.clear(self.folder)
         steps = self.steps()
         for step in reversed(steps):
             path = self.folder / f"step-{step}"
-            reason = damage(path)
+            reason = durable.damage(path)
             if reason is None:
-                return Checkpoint(step, safetensors.torch.load_file(path / _WEIGHTS), _load_state(path / _STATE))
+                return path
+            self._damaged.add(step)
             warnings.warn(f"{path} is damaged ({reason}); trying the one before", stacklevel=2)
         if not steps:
             raise UserError(f"--resume: expected checkpoints in {self.folder}, found none")
         raise UserError(f"--resume: every checkpoint in {self.folder} is damaged; start anew without --resume")
 
-    def _way_out(self) -> str:
-        free = shutil.disk_usage(self.folder.parent).free / 2**20
+    def load_latest(self) -> Checkpoint:
+        """What `newest` names, read; raises as it does."""
+        return read(self.newest())
+
+    def best(self) -> Best | None:
+        """The checkpoint with the lowest validation loss, if one was saved with it and is still there."""
+        try:
+            record = json.loads((self.folder / _BEST).read_text(encoding="utf-8"))
+            best = Best(int(record["step"]), int(record["stage"]), float(record["validation_loss"]))
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            return None
+        return best if best.step in self.steps() else None
+
+    def _note_best(self, checkpoint: Checkpoint, loss: float | None) -> None:
+        """The losses of two stages cannot be compared, so a later stage begins anew."""
+        stage, best = int(checkpoint.state.get("progress", {}).get("stage", 0)), self.best()
+        if loss is not None and (best is None or best.stage != stage or loss < best.loss):
+            record = {"step": checkpoint.step, "stage": stage, "validation_loss": loss}
+            durable.replace_file(self.folder / _BEST, json.dumps(record) + "\n")
+
+    def _drop(self) -> None:
+        """Damaged ones go as soon as there is a newer whole one, and do not count among those that stay."""
+        best = self.best()
+        whole = [step for step in self.steps() if step not in self._damaged]
+        stay = {*whole[-self.keep :], *([best.step] if best else [])}
+        for step in self.steps():
+            if step not in stay:
+                durable.discard(self.folder / f"step-{step}")
+
+    def _no_room(self, reason: str, free: int) -> str:
         steps = self.steps()
         kept = f"step {steps[-1]} is kept, continue with --resume" if steps else "nothing is kept yet"
-        return f" ({free:.0f} MiB free); {kept}"
+        return (
+            f"{reason}; {self.folder}: expected {_HEADROOM * self.needed / 2**20:.1f} MiB of free space, "
+            f"got {free / 2**20:.1f}; make room; {kept}"
+        )
 
 
-def damage(path: Path) -> str | None:
-    """Why a checkpoint folder cannot be trusted, naming the file; None where all sizes and hashes agree."""
-    try:
-        files = json.loads((path / _MANIFEST).read_bytes())["files"]
-        expected = {name: (int(entry["size"]), str(entry["sha256"])) for name, entry in files.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return f"{_MANIFEST}: {getattr(error, 'strerror', None) or 'unreadable'}"
-    if set(expected) != {_WEIGHTS, _STATE}:
-        return f"{_MANIFEST}: expected {_WEIGHTS} and {_STATE}, got {sorted(expected)}"
-    for name, (size, sha256) in expected.items():
-        try:
-            if (path / name).stat().st_size != size:
-                return f"{name}: expected {size} bytes, got {(path / name).stat().st_size}"
-            if _sha256(path / name) != sha256:
-                return f"{name}: the content does not match its hash"
-        except OSError as error:
-            return f"{name}: {error.strerror}"
-    return None
+def read(path: Path) -> Checkpoint:
+    """Reads a checkpoint whose folder was found whole.
+
+    Raises:
+        UserError: it holds anything but tensors and plain values.
+    """
+    state = load_tensors(path / STATE, "tensors and plain values")
+    if not isinstance(state, dict):
+        raise UserError(f"{path / STATE}: expected a dictionary, got {type(state).__name__}")
+    return Checkpoint(int(path.name.removeprefix("step-")), load_weights(path / WEIGHTS), state)
+
+
+def shared(saved: Checkpoint | None) -> Checkpoint | None:
+    """What the first process read, on all of them; the tensors stay with the first one."""
+    if distributed.world_size() == 1:
+        return saved
+    sent = saved and replace(saved, weights=distributed.outline(saved.weights), state=distributed.outline(saved.state))
+    received = distributed.from_first(sent)
+    return saved if distributed.rank() == 0 else received
 
 
 def _write(folder: Path, checkpoint: Checkpoint) -> None:
-    """Every file and the folder itself reach the disk before this returns."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
-    safetensors.torch.save_file(checkpoint.weights, folder / _WEIGHTS)
-    with open(
-        folder / _STATE, "wb"
-    ) as file:  # an open file: a full disk is an OSError here, not PyTorch's "unexpected pos"
+    safetensors.torch.save_file(checkpoint.weights, folder / WEIGHTS)
+    # An open file: a full disk is an OSError here, not PyTorch's "unexpected pos".
+    with open(folder / STATE, "wb") as file:
         torch.save(checkpoint.state, file)
-    files = {}
-    for name in (_WEIGHTS, _STATE):
-        _sync(folder / name)
-        files[name] = {"size": (folder / name).stat().st_size, "sha256": _sha256(folder / name)}
-    (folder / _MANIFEST).write_text(json.dumps({"step": checkpoint.step, "files": files}, indent=1))
-    _sync(folder / _MANIFEST)
-    _sync(folder)
 
 
-def _load_state(path: Path) -> dict[str, Any]:
-    try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise UserError(
-            f"{path}: expected tensors and plain values, got objects that would run code; not loaded"
-        ) from error
-    return state
+def _require_finite(checkpoint: Checkpoint) -> None:
+    """Looks at weights and at everything the optimizer and the average keep; one wait for the device."""
+    named = {**checkpoint.weights, **{f"{STATE} {place}": t for place, t in enumerate(tensors_in(checkpoint.state))}}
+    named = {name: tensor for name, tensor in named.items() if tensor.is_floating_point() and tensor.numel()}
+    if not named:
+        return
+    device = next(iter(named.values())).device
+    finite = torch.stack([tensor.detach().isfinite().all().to(device, non_blocking=True) for tensor in named.values()])
+    if not finite.all():
+        broken = next(name for name, good in zip(named, finite.tolist(), strict=True) if not good)
+        raise NotFinite(
+            f"checkpoint: expected finite values at step {checkpoint.step}, got NaN or infinity in {broken}; "
+            "lower the learning rate"
+        )
 
 
-def _discard(path: Path) -> None:
-    """Removes a checkpoint so that a kill in between leaves no half of it under its name."""
-    doomed = path.with_name(f"{_TEMPORARY}old-{path.name}")
-    shutil.rmtree(doomed, ignore_errors=True)
-    os.rename(path, doomed)
-    shutil.rmtree(doomed, ignore_errors=True)
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _free(folder: Path) -> int:
+    return shutil.disk_usage(next(path for path in (folder, *folder.absolute().parents) if path.exists())).free

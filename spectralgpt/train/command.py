@@ -7,8 +7,11 @@ the model does not fit.
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -16,13 +19,17 @@ import torch
 from spectralgpt.errors import UserError
 from spectralgpt.nn.attention import select_backend
 from spectralgpt.ops import _native
-from spectralgpt.train import recipe
-from spectralgpt.train.checkpoint import Checkpoint, Checkpoints
+from spectralgpt.train import distributed, recipe
+from spectralgpt.train.checkpoint import Checkpoint, Checkpoints, shared
 from spectralgpt.train.config import RunConfig
+from spectralgpt.train.device import device_type
 from spectralgpt.train.folder import RunFolder
 from spectralgpt.train.interrupt import Interrupted
 from spectralgpt.train.loop import train
+from spectralgpt.train.resume import check_recipe, fitting
 from spectralgpt.train.run import Run, prepare
+
+_LAUNCHER = ".launcher"
 
 
 def run_training(options: Mapping[str, str]) -> int:
@@ -34,6 +41,7 @@ def run_training(options: Mapping[str, str]) -> int:
     overrides = dict(options)
     recipe_path, resume = overrides.pop("config", None), overrides.pop("resume", None)
     print_config = overrides.pop("print_config", None) is not None
+    allow_change = overrides.pop("allow-config-change", None) is not None
     folder = RunFolder(Path(resume)) if resume else None
     stored = folder.stored_config() if folder is not None else None
     config = _configure(recipe_path or stored, overrides)
@@ -43,13 +51,42 @@ def run_training(options: Mapping[str, str]) -> int:
     if print_config:
         print(recipe.to_yaml(config), end="")
         return 0
-    with folder or RunFolder.create(config.output, config.name) as folder:
+    with distributed.processes(device_type(config)), _own_folder(config, folder) as folder:
         checkpoints = Checkpoints(folder.checkpoints, config.keep_checkpoints)
-        saved = checkpoints.load_latest() if resume is not None else None
-        run = prepare(config, saved)
+        goes_on = distributed.rank() == 0 and (resume is not None or checkpoints.steps())
+        saved = shared(checkpoints.load_latest() if goes_on else None)
+        with fitting(saved):
+            if saved is not None:
+                check_recipe(saved, config, allow_change=allow_change)
+            run = prepare(config, saved)
+        if distributed.rank() == 0:
+            checkpoints.require_space(run.checkpoint_bytes())
         folder.write_config(recipe.to_yaml(config))
+        (folder.path / _LAUNCHER).write_text(distributed.launcher() or "")
         _announce(run, folder, config, saved)
         return _train(run, folder, checkpoints)
+
+
+@contextlib.contextmanager
+def _own_folder(config: RunConfig, folder: RunFolder | None) -> Iterator[RunFolder]:
+    """The run's folder for the first process, and one to throw away, without a voice, for each of the others."""
+    with contextlib.ExitStack() as stack:
+        if distributed.rank() > 0:
+            folder = RunFolder(Path(stack.enter_context(tempfile.TemporaryDirectory())))
+            silence = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
+            stack.enter_context(contextlib.redirect_stdout(silence))
+        elif folder is None:
+            folder = _former_attempt(config) or RunFolder.create(config.output, config.name)
+        yield stack.enter_context(folder)
+
+
+def _former_attempt(config: RunConfig) -> RunFolder | None:
+    """The folder of this launch, where torchrun restarted it after a process died."""
+    if not distributed.is_restarted():
+        return None
+    found = [path for path in Path(config.output).glob(f"*/{_LAUNCHER}") if path.read_text() == distributed.launcher()]
+    newest = max(found, key=lambda path: path.stat().st_mtime_ns, default=None)
+    return RunFolder(newest.parent) if newest is not None else None
 
 
 def _configure(path: str | Path | None, overrides: Mapping[str, str]) -> RunConfig:
@@ -86,8 +123,8 @@ def _announce(run: Run, folder: RunFolder, config: RunConfig, saved: Checkpoint 
         f"{' x '.join(map(str, model.patch_size))} values"
     )
     print(
-        f"device      {run.device}, {torch.get_num_threads()} threads, {str(run.dtype).removeprefix('torch.')}; "
-        f"operators {native}, "
+        f"device      {distributed.world_size()} x {run.device.type}, {torch.get_num_threads()} threads, "
+        f"{str(run.dtype).removeprefix('torch.')}; operators {native}, "
         f"attention {select_backend(run.device.type, run.dtype, head_dim)}"
     )
     print(f"run         {folder.path}" + (f", goes on after step {saved.step}" if saved else ""), flush=True)

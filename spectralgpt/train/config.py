@@ -7,12 +7,13 @@ values but never code.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import PurePath
-from typing import Literal
+from typing import Any, Literal
 
 from spectralgpt.data.datasets.scene import DataConfig
 from spectralgpt.errors import UserError
+from spectralgpt.nn.block import Recompute
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,8 @@ class ModelSection:
 
     Attributes:
         name: size; it gives every width and depth left at 0.
+        loss: preset for the four keys that follow: as published (raw tokens and spectra summed over the groups), the
+            same with each token normalised, or hidden tokens alone. Null in a key is the preset's value.
         normalize_targets: rebuild each token at zero mean and unit variance.
         spectral_targets: tokens that the spectral term sums: the ones scored, or always the raw ones.
         token_weight: weight of the error of the hidden tokens.
@@ -40,10 +43,11 @@ class ModelSection:
     """
 
     name: Literal["tiny", "small", "base", "large", "huge"] = "tiny"
-    normalize_targets: bool = False
-    spectral_targets: Literal["same", "raw"] = "same"
-    token_weight: float = 1.0
-    spectral_weight: float = 1.0
+    loss: Literal["reference", "normalized", "token_only"] = "reference"
+    normalize_targets: bool | None = None
+    spectral_targets: Literal["same", "raw"] | None = None
+    token_weight: float | None = None
+    spectral_weight: float | None = None
     patch_size: tuple[int, int, int] = (3, 8, 8)
     embed_dim: int = 0
     depth: int = 0
@@ -55,6 +59,40 @@ class ModelSection:
     decoder_embed_dim: int = 0
     decoder_depth: int = 0
     decoder_num_heads: int = 0
+
+    def fields(self) -> dict[str, Any]:
+        """The fields of `models.ModelConfig` that this section decides, presets filled in."""
+        chosen = asdict(self)
+        preset = {**_REFERENCE_LOSS, **_LOSSES[chosen.pop("loss")]}
+        chosen.pop("position_init")
+        return {key: preset[key] if value is None else value for key, value in chosen.items()}
+
+
+_REFERENCE_LOSS = {"normalize_targets": False, "spectral_targets": "same", "token_weight": 1.0, "spectral_weight": 1.0}
+_LOSSES: dict[str, dict[str, Any]] = {
+    "reference": {},
+    "normalized": {"normalize_targets": True},
+    "token_only": {"spectral_weight": 0.0},
+}
+
+
+@dataclass(frozen=True)
+class SpeedConfig:
+    """How the same arithmetic is brought to the hardware.
+
+    Attributes:
+        recompute: what the backward pass computes again instead of keeping it: nothing, GELU and LayerNorm, or
+            whole blocks; the numbers stay the same.
+        compile: torch.compile; a minute before the first step.
+        cuda_graph: replay forward and backward pass as one CUDA graph; for small models that wait for launches.
+        parallel: how several processes share the work: each holds the whole model, or a part of it and of the
+            optimizer (FSDP2), for models that do not fit.
+    """
+
+    recompute: Recompute = "none"
+    compile: bool = False
+    cuda_graph: bool = False
+    parallel: Literal["ddp", "fsdp"] = "ddp"
 
 
 @dataclass(frozen=True)
@@ -76,29 +114,48 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class StageConfig:
-    """One stage of progressive pretraining: an image size and its own schedule.
+    """One stage of progressive pretraining: images, their size and a schedule of its own.
 
     Attributes:
         name: what the stage is called in logs.
+        data: keys of `data` that differ in this stage.
         image_size: height and width of the training windows in pixels.
         steps: optimizer steps.
-        batch_size: windows per forward pass.
-        accumulate: forward passes per optimizer step.
+        epochs: passes over the data, instead of steps; 0 leaves it to `steps`.
+        batch_size: windows read at a time, of all processes together.
+        accumulate: of those, how many make an optimizer step.
+        micro_batch: most windows in one forward pass of a process; null is its whole share of `batch_size`. Fewer
+            need less memory and change nothing else; halved where memory runs out.
         lr: learning rate after the warm-up.
         min_lr: learning rate at the end of the half cosine.
         warmup_steps: steps of linear warm-up.
+        warmup_epochs: the same in passes over the data; 0 leaves it to `warmup_steps`.
         mask_ratio: share of tokens hidden from the encoder.
+        optimizer: on entering, keep the moments (and the average of `ema`) of the stage before or start with none.
+        positions: on entering, resample spatial positions for the new grid, or draw them anew as the published code
+            does.
     """
 
     name: str = "pretrain"
+    data: DataConfig | None = None
     image_size: int = 96
     steps: int = 1000
+    epochs: int = 0
     batch_size: int = 8
     accumulate: int = 1
+    micro_batch: int | None = None
     lr: float = 1.5e-3
     min_lr: float = 0.0
     warmup_steps: int = 100
+    warmup_epochs: int = 0
     mask_ratio: float = 0.9
+    optimizer: Literal["carry", "fresh"] = "carry"
+    positions: Literal["resample", "reinit"] = "resample"
+
+    @property
+    def windows_per_step(self) -> int:
+        """Windows per optimizer step, of all processes together."""
+        return self.batch_size * self.accumulate
 
 
 @dataclass(frozen=True)
@@ -110,16 +167,20 @@ class RunConfig:
         output: folder that holds the runs.
         seed: decides weights, crops, flips, order and masks.
         device: auto takes CUDA where there is one.
-        precision: auto is bf16 autocast on CUDA and fp32 elsewhere.
+        precision: auto is bf16 autocast on CUDA and fp32 elsewhere; weights are fp32 in any case.
         deterministic: only deterministic kernels on CUDA, for runs that resume to the bit there.
         threads: CPU threads; null is PyTorch's choice. A run resumes to the bit at an equal number only.
         model: the autoencoder.
         data: the images.
         optim: the optimizer.
-        stages: run one after another; weights carry over, optimizer and schedule start afresh.
+        speed: how it is computed.
+        ema: share of the former average of the weights that stays after each step, such as 0.9999; that average is then
+            validated and exported as the model. Null keeps none.
+        stages: run one after another; weights and moments carry over, schedules start afresh.
         log_every: steps between two readings of the losses; every step's numbers are kept either way.
         validate_every: steps of a stage between validations; 0 validates only at a stage's end.
         checkpoint_every: steps of a stage between checkpoints; 0 saves only at a stage's end.
+        wandb: project of Weights & Biases to report to as well; needs `pip install wandb`.
         keep_checkpoints: newest checkpoints that stay, at least 2.
     """
 
@@ -127,16 +188,19 @@ class RunConfig:
     output: str = "runs"
     seed: int = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     deterministic: bool = False
     threads: int | None = None
     model: ModelSection = field(default_factory=ModelSection)
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    speed: SpeedConfig = field(default_factory=SpeedConfig)
+    ema: float | None = None
     stages: list[StageConfig] = field(default_factory=lambda: [StageConfig()])
     log_every: int = 10
     validate_every: int = 1000
     checkpoint_every: int = 1000
+    wandb: str | None = None
     keep_checkpoints: int = 2
 
     def check(self) -> None:
@@ -150,13 +214,29 @@ class RunConfig:
         _at_least(1, log_every=self.log_every, max_skipped=self.optim.max_skipped, threads=self.threads or 1)
         _at_least(0, seed=self.seed, validate_every=self.validate_every, checkpoint_every=self.checkpoint_every)
         _at_least(2, keep_checkpoints=self.keep_checkpoints)  # the newest may be found damaged
+        self._check_speed()
+        if self.ema is not None and not 0 <= self.ema < 1:
+            raise UserError(f"ema: expected a share from 0 to below 1 such as 0.9999, got {self.ema}; null keeps none")
         if not 0 < self.data.val_fraction < 1:
             raise UserError(f"data.val_fraction: expected a share between 0 and 1, got {self.data.val_fraction}")
+
+    def _check_speed(self) -> None:
+        if not self.speed.cuda_graph:
+            return
+        if self.speed.parallel == "fsdp":
+            raise UserError("speed.cuda_graph: expected speed.parallel ddp beside it, got fsdp; turn one of them off")
+        if self.speed.recompute == "blocks" and self.model.drop_path:
+            raise UserError(
+                "speed.cuda_graph: expected no model.drop_path beside speed.recompute blocks, got "
+                f"{self.model.drop_path}; choose recompute light"
+            )
 
     def _check_stage(self, key: str, stage: StageConfig) -> None:
         for name in ("image_size", "steps", "batch_size", "accumulate"):
             _at_least(1, **{f"{key}.{name}": getattr(stage, name)})
-        _at_least(0, **{f"{key}.warmup_steps": stage.warmup_steps})
+        _at_least(1, **{f"{key}.micro_batch": 1 if stage.micro_batch is None else stage.micro_batch})
+        for name in ("warmup_steps", "epochs", "warmup_epochs"):
+            _at_least(0, **{f"{key}.{name}": getattr(stage, name)})
         if not 0 < stage.mask_ratio < 1:
             raise UserError(f"{key}.mask_ratio: expected a share between 0 and 1, got {stage.mask_ratio}")
         for patch in self.model.patch_size[1:]:

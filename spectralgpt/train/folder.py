@@ -16,6 +16,7 @@ from pathlib import Path
 from types import TracebackType
 
 from spectralgpt.errors import UserError
+from spectralgpt.train.durable import sync
 
 _LOCK = ".lock"
 
@@ -69,9 +70,12 @@ class RunFolder:
         """Stores the recipe and makes the inner folders: from here on the folder holds a run."""
         temporary = self.config.with_name(f".{self.config.name}.tmp")
         temporary.write_text(text, encoding="utf-8")
+        sync(temporary)
         os.replace(temporary, self.config)
         self.figures.mkdir(exist_ok=True)
         self.checkpoints.mkdir(exist_ok=True)
+        for folder in (self.path, self.path.parent):  # or a power cut takes the way to the checkpoints with it
+            sync(folder)
 
     def __enter__(self) -> RunFolder:
         """Locks the folder; a second trainer on it ends here, and a folder that takes no files is found out."""

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -21,6 +23,20 @@ class Interrupted(Exception):
         """Names the signal."""
         super().__init__(f"stopped by {signal.Signals(number).name}")
         self.exit_code = 128 + number
+
+
+@contextmanager
+def signals_held() -> Iterator[None]:
+    """Processes started inside the block never see the two signals; this one gets them at its end.
+
+    A scheduler may signal the whole group. Data workers must outlive it, and so must the server that starts them:
+    once it is gone, they count as dead, and the batches of the last step with them.
+    """
+    former = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, former)
 
 
 class StopSignals:

@@ -1,28 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The training loop: stages of growing image size over one autoencoder, in one screen.
+"""The training loop: stages over one autoencoder, in one screen. What a step does is in `step.py`.
 
 Everything random about data and masks is a pure function of (seed, step or epoch, sample id), so a checkpoint
 needs no loader state: the number of samples consumed says where the order goes on. Steps of masks start at 1;
-step 0 belongs to validation.
+step 0 belongs to validation. Of several processes all run this loop and measure alike, but only the first one's
+folder is the run's: the others write to a place that is thrown away.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import warnings
+from functools import partial
 
-import torch
-from torch import Tensor
-from torch.optim import AdamW
-
-from spectralgpt import ops
-from spectralgpt.data.loader import EpochSampler, loader
-from spectralgpt.errors import UserError
+from spectralgpt.data.loader import EpochSampler
+from spectralgpt.data.source import training_images
+from spectralgpt.train import distributed
 from spectralgpt.train.checkpoint import Checkpoints
+from spectralgpt.train.ema import average_applied
 from spectralgpt.train.folder import RunFolder
-from spectralgpt.train.interrupt import Interrupted, StopSignals
+from spectralgpt.train.guard import Diverging, Guard
+from spectralgpt.train.interrupt import Interrupted, StopSignals, signals_held
 from spectralgpt.train.monitor import Monitor
-from spectralgpt.train.optim import adamw, guarded_step, learning_rate
+from spectralgpt.train.optim import learning_rate
 from spectralgpt.train.run import Run
+from spectralgpt.train.step import OptimizerStep
 from spectralgpt.train.validation import Validation
 
 
@@ -33,72 +34,75 @@ def train(run: Run, folder: RunFolder, checkpoints: Checkpoints) -> None:
         Interrupted: SIGTERM or Ctrl-C came; the state is saved.
         UserError: the run diverged or the disk is full; the last good checkpoint is kept.
     """
-    run.autoencoder.train()
-    with StopSignals() as stop, Monitor(folder, run.progress, run.config) as monitor:
-        for index in range(run.progress.stage, len(run.config.stages)):
-            run.enter_stage(index)
-            _train_stage(run, folder, checkpoints, monitor, stop)
+    guard = Guard(run.config.optim.max_skipped)
+    with StopSignals() as stop:
+        while not _finished(run, folder, checkpoints, guard, stop):
+            warnings.warn(guard.roll_back(run, checkpoints), stacklevel=2)
     run.export(folder.model)
 
 
-def _train_stage(run: Run, folder: RunFolder, checkpoints: Checkpoints, monitor: Monitor, stop: StopSignals) -> None:
+def _finished(run: Run, folder: RunFolder, checkpoints: Checkpoints, guard: Guard, stop: StopSignals) -> bool:
+    """Runs to the end, or to where the run has to go back."""
+    with Monitor(folder, run.progress, run.config) as monitor:
+        if guard.streak:
+            monitor.rolled_back(run.progress, run.stage, guard.streak)
+        for index in range(run.progress.stage, len(run.config.stages)):
+            run.enter_stage(index)
+            try:
+                _train_stage(run, folder, checkpoints, monitor, guard, stop)
+            except Diverging:
+                return False
+    return True
+
+
+def _train_stage(
+    run: Run, folder: RunFolder, checkpoints: Checkpoints, monitor: Monitor, guard: Guard, stop: StopSignals
+) -> None:
     config, stage, progress = run.config, run.stage, run.progress
     windows, held_out = run.windows[progress.stage]
     sampler = EpochSampler(len(windows), config.seed)
-    batches = loader(windows, sampler, stage.batch_size, start=progress.samples, num_workers=config.data.num_workers)
+    with signals_held():
+        batches = training_images(
+            windows,
+            sampler,
+            stage.batch_size,
+            run.first_sample,
+            stage.data or config.data,
+            run.device,
+            distributed.rank(),
+            distributed.world_size(),
+        )
     validation = Validation(held_out, stage, config.seed, run.device)
-    optimizer = adamw(run.autoencoder, config.optim)
-    run.restore(optimizer)
+    optimizer_step = OptimizerStep(run)
+    batches = monitor.watch(batches, run)
 
     while progress.stage_step < stage.steps:
         lr = learning_rate(stage, progress.stage_step)
-        measured = _optimizer_step(run, optimizer, batches, lr)
-        progress.advance(stage.batch_size * stage.accumulate)
-        monitor.record(progress, stage, lr, measured)
+        keys = partial(sampler.keys, run.first_sample, stage.windows_per_step)
+        measured = optimizer_step(batches, lr)
+        progress.advance(stage.windows_per_step)
+        monitor.record(progress, stage, lr, measured, keys)
 
-        last = progress.stage_step == stage.steps
-        if last or stop.requested or progress.step % config.log_every == 0:
+        last, stopped = progress.stage_step == stage.steps, distributed.agree(stop.requested)
+        if last or stopped or progress.step % config.log_every == 0:
             monitor.flush()
-            if monitor.skipped_in_a_row >= config.optim.max_skipped:
-                raise UserError(_diverged(monitor.skipped_in_a_row, progress.step, checkpoints))
+            guard.look(monitor.streak)
+        validation_loss = None
         if last or _is_due(progress.stage_step, config.validate_every):
             figure = folder.figures / f"step-{progress.step}.png"
-            monitor.validation(progress, stage, validation.measure(run.autoencoder), figure)
-            validation.draw(run.autoencoder, figure, f"{config.name}, step {progress.step}")
-        if last or stop.requested or _is_due(progress.stage_step, config.checkpoint_every):
+            with average_applied(run.optimizer):
+                result = validation.measure(run.autoencoder)
+                validation_loss = result.loss
+                monitor.validation(progress, stage, result, figure)
+                validation.draw(run.autoencoder, figure, f"{config.name}, step {progress.step}")
+            monitor.figure(progress, figure)
+        if last or stopped or _is_due(progress.stage_step, config.checkpoint_every):
             monitor.sync()
-            checkpoints.save(run.checkpoint(optimizer))
-        if stop.requested:
-            raise Interrupted(stop.requested)
-
-
-def _optimizer_step(run: Run, optimizer: AdamW, batches: Iterator[dict[str, Tensor]], lr: float) -> Tensor:
-    """Accumulates gradients and updates the weights; returns the loss, its two terms and the gradient norm, (4,)."""
-    config, stage = run.config, run.stage
-    losses = torch.zeros(3, device=run.device)
-    for _ in range(stage.accumulate):
-        batch = {key: value.to(run.device, non_blocking=True) for key, value in next(batches).items()}
-        ids, valid = batch["sample_id"], batch["valid"]
-        mask = ops.random_cube_mask(ids, valid.shape[1], stage.mask_ratio, seed=config.seed, step=run.progress.step + 1)
-        with run.autocast():
-            output = run.autoencoder(batch["image"], mask, valid=valid)
-        (output.loss / stage.accumulate).backward()
-        losses += torch.stack([output.loss.detach(), output.token_loss, output.spectral_loss]) / stage.accumulate
-    norm = guarded_step(optimizer, losses[0], lr, config.optim.clip_norm)
-    return torch.cat([losses, norm[None]])
+            guard.look(monitor.streak)
+            guard.save(run.checkpoint(), checkpoints, validation_loss, must=bool(last or stopped))
+        if stopped:
+            raise Interrupted(stopped)
 
 
 def _is_due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
-
-
-def _diverged(count: int, step: int, checkpoints: Checkpoints) -> str:
-    kept = (
-        f"the checkpoint of step {checkpoints.steps()[-1]} is kept"
-        if checkpoints.steps()
-        else "no checkpoint was saved yet"
-    )
-    return (
-        f"loss or gradient not finite in {count} steps in a row up to step {step}; {kept}; "
-        "lower the learning rate (--stages.0.lr)"
-    )

@@ -11,6 +11,15 @@ normalised units. Baselines:
   per band: averaging each of the p x p places on its own would add the noise of a few tokens and make an easier
   baseline.
 
+Beside them, for the model alone and with the same hidden values:
+
+- SSIM in normalised units, data range 1, Gaussian window of deviation 1.5; the mean of its map.
+- SAM, the angle between true and rebuilt spectra, over pixels with a hidden value and without an invalid one.
+- ERGAS = 100 sqrt(mean over bands of (RMSE / mean of the truth)^2), without the factor for a change of resolution.
+
+SAM, ERGAS and the RMSE of each band are in the numbers of the image files, normalisation undone: an angle or a relative
+error means nothing where zero is not zero. What the model saw is left as it is in the images that SSIM and SAM look at.
+
 Invalid tokens count as neither visible nor hidden. A group without a visible token falls back to the mean of
 all visible values of its window, for both baselines; a window without any falls back to 0.
 """
@@ -19,26 +28,61 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from torchmetrics.functional.image import spectral_angle_mapper, structural_similarity_index_measure
 
 from spectralgpt import ops
 from spectralgpt.models.autoencoder import Autoencoder
 from spectralgpt.models.base import arrange_bands
+from spectralgpt.models.config import ModelConfig
 from spectralgpt.ops.reference import EPSILON
 
 
 @dataclass(frozen=True)
+class BandError:
+    """How well one band is rebuilt.
+
+    Attributes:
+        psnr: in dB.
+        ssim: structural similarity.
+        rmse: in the numbers of the image files.
+        relative: RMSE over the mean of the truth, percent.
+    """
+
+    psnr: float
+    ssim: float
+    rmse: float
+    relative: float
+
+
+@dataclass(frozen=True)
 class Reconstruction:
-    """PSNR in dB of the model and of the two baselines, and the mean losses over the same windows."""
+    """How well a model rebuilds; a number is NaN where nothing could be scored.
+
+    Attributes:
+        psnr: in dB, of the model.
+        psnr_nearest: in dB, of the first baseline.
+        psnr_mean: in dB, of the second.
+        loss: mean over the windows.
+        windows: how many there were.
+        ssim: structural similarity, 1 where nothing differs.
+        sam: spectral angle, degrees.
+        ergas: relative error over all bands, percent.
+        bands: the same for each band, by its name.
+    """
 
     psnr: float
     psnr_nearest: float
     psnr_mean: float
     loss: float
     windows: int
+    ssim: float = math.nan
+    sam: float = math.nan
+    ergas: float = math.nan
+    bands: dict[str, BandError] = field(default_factory=dict)
 
 
 @torch.no_grad()
@@ -54,7 +98,8 @@ def evaluate(
 
     Args:
         autoencoder: left in the mode it came in.
-        batches: dictionaries with `image` (B, C, H, W), `valid` (B, L) and `sample_id` (B,).
+        batches: dictionaries with `image` (B, C, H, W), `valid` (B, L) and `sample_id` (B,), and `offset` and `scale`
+            (B, C) where pixels were normalised by (x - offset) * scale.
         mask_ratio: share of hidden tokens.
         seed: the run's seed; the mask's step is 0, which training never uses.
         device: where the model is.
@@ -64,6 +109,7 @@ def evaluate(
     errors = torch.zeros(3, dtype=torch.float64, device=device)
     count = torch.zeros((), dtype=torch.float64, device=device)
     loss, windows = torch.zeros((), dtype=torch.float64, device=device), 0
+    errors_by_band = _BandErrors(config, device)
     was_training = autoencoder.training
     autoencoder.eval()
     for batch in batches:
@@ -76,11 +122,71 @@ def evaluate(
         candidates = (rebuilt, *baselines(truth, ~mask.mask & valid, config.grid_of(*image.shape[-2:]), patch_size[0]))
         errors += torch.stack([(candidate - truth)[scored].double().square().sum() for candidate in candidates])
         count += scored.sum() * truth.shape[2]
+        errors_by_band.add(rebuilt, batch, scored, valid)
         loss += output.loss.double() * len(image)
         windows += len(image)
     autoencoder.train(was_training)
-    psnr = [10 * math.log10(1 / mse) if mse > 0 else math.inf for mse in (errors / count).tolist()]
-    return Reconstruction(psnr[0], psnr[1], psnr[2], loss.item() / windows, windows)
+    psnr = [_decibel(mse) for mse in (errors / count).tolist()]
+    return Reconstruction(psnr[0], psnr[1], psnr[2], loss.item() / windows, windows, *errors_by_band.result())
+
+
+class _BandErrors:
+    """Sums over hidden values, per band of the image; a band repeated to fill a group counts where it comes first."""
+
+    def __init__(self, config: ModelConfig, device: torch.device) -> None:
+        self._config = config
+        self._bands = list(dict.fromkeys(config.band_order))
+        self._places = [config.band_order.index(band) for band in self._bands]
+        zeros = torch.zeros(len(self._bands), dtype=torch.float64, device=device)
+        self._squares, self._ssim, self._raw_squares, self._raw, self._count = (zeros.clone() for _ in range(5))
+        self._angle = torch.zeros(2, dtype=torch.float64, device=device)  # sum and count
+
+    def add(self, rebuilt: Tensor, batch: dict[str, Tensor], scored: Tensor, valid: Tensor) -> None:
+        """Takes in a batch: rebuilt tokens (B, L, P), which of them to score and which are valid, (B, L)."""
+        image = batch["image"].to(rebuilt.device).float()
+        truth = image[:, self._bands]
+        hidden, usable = (self._cube(flags[:, :, None].expand_as(rebuilt), image) for flags in (scored, valid))
+        guess = torch.where(hidden, self._cube(rebuilt.float(), image), truth)
+        _, similarity = structural_similarity_index_measure(guess, truth, data_range=1.0, return_full_image=True)
+        raw_truth, raw_guess = (self._raw_numbers(pixels, batch) for pixels in (truth, guess))
+        for total, values in (
+            (self._squares, (guess - truth).square()),
+            (self._ssim, similarity),
+            (self._raw_squares, (raw_guess - raw_truth).square()),
+            (self._raw, raw_truth),
+            (self._count, torch.ones_like(truth)),
+        ):
+            total += torch.where(hidden, values.double(), 0).sum((0, 2, 3))
+        angles = spectral_angle_mapper(raw_guess, raw_truth, reduction="none")
+        looked_at = hidden.any(1) & usable.all(1) & angles.isfinite()  # no angle with a spectrum of zeros
+        self._angle += torch.stack([angles[looked_at].double().sum(), looked_at.sum()])
+
+    def result(self) -> tuple[float, float, float, dict[str, BandError]]:
+        """SSIM, SAM in degrees, ERGAS and the table of bands."""
+        names = self._config.band_names or tuple(f"band {number}" for number in range(1, self._config.bands + 1))
+        rmse = (self._raw_squares / self._count).sqrt()
+        relative = 100 * rmse / (self._raw / self._count).abs()
+        columns = (self._squares / self._count, self._ssim / self._count, rmse, relative)
+        rows = zip(self._bands, *(column.tolist() for column in columns), strict=True)
+        table = {names[band]: BandError(_decibel(mse), *others) for band, mse, *others in rows}
+        ssim = self._ssim.sum() / self._count.sum()
+        sam = torch.rad2deg(self._angle[0] / self._angle[1])
+        ergas = relative[relative.isfinite()].square().mean().sqrt()
+        return ssim.item(), sam.item(), ergas.item(), table
+
+    def _cube(self, tokens: Tensor, image: Tensor) -> Tensor:
+        size = (len(self._config.band_order), *image.shape[-2:])
+        return ops.unpatchify3d(tokens, size, self._config.patch_size)[:, self._places]
+
+    def _raw_numbers(self, pixels: Tensor, batch: dict[str, Tensor]) -> Tensor:
+        if "scale" not in batch:
+            return pixels
+        scale, offset = (batch[key].to(pixels)[:, self._bands, None, None] for key in ("scale", "offset"))
+        return pixels / scale + offset
+
+
+def _decibel(mse: float) -> float:
+    return 10 * math.log10(1 / mse) if mse > 0 else math.inf if mse == 0 else math.nan
 
 
 def baselines(truth: Tensor, visible: Tensor, grid: tuple[int, int, int], bands: int) -> tuple[Tensor, Tensor]:

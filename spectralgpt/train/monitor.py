@@ -8,24 +8,31 @@ goes to the bar and to TensorBoard. Numbers stay on the device until `flush`, so
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
 import sys
-import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from spectralgpt.data.loader import Key
+from spectralgpt.train import distributed
+from spectralgpt.train.boards import Boards
 from spectralgpt.train.config import RunConfig, StageConfig
+from spectralgpt.train.flops import forward_flops
 from spectralgpt.train.folder import RunFolder
 from spectralgpt.train.metrics import Reconstruction
-from spectralgpt.train.run import Progress
+from spectralgpt.train.run import Progress, Run
+from spectralgpt.train.speed import Speed
+
+T = TypeVar("T")
 
 MEASURED = ("loss", "token_loss", "spectral_loss", "gradient_norm")
 """What `Monitor.record` takes per step, in this order."""
@@ -38,19 +45,20 @@ class Monitor:
         """Continues after `progress`: rows beyond it were written by a killed run and will be written again."""
         keep_rows(folder.metrics, progress.step)
         self._rows = open(folder.metrics, "a", encoding="utf-8")
-        self._board = SummaryWriter(str(folder.tensorboard), purge_step=progress.step + 1)
+        self._boards = Boards(folder.tensorboard, config, progress.step + 1)
         self._bar = tqdm(
             total=sum(stage.steps * stage.batch_size * stage.accumulate for stage in config.stages),
             initial=progress.samples,
             unit=" samples",
+            disable=distributed.rank() > 0,
             file=sys.stderr,
             mininterval=0.5 if sys.stderr.isatty() else 30,
             bar_format="{desc}: {percentage:3.0f}%|{bar:24}| {rate_fmt}, {remaining} left{postfix}",
         )
-        self._pending: list[tuple[dict[str, Any], Tensor]] = []
-        self._flushed = (time.perf_counter(), progress.samples)
+        self._pending: list[tuple[dict[str, Any], Tensor, Callable[[], list[Key]]]] = []
+        self._speed: Speed | None = None
         self._has_header = False
-        self.skipped_in_a_row = 0
+        self.streak: list[dict[str, Any]] = []
 
     def __enter__(self) -> Monitor:
         """Nothing is opened here; see `__init__`."""
@@ -61,35 +69,59 @@ class Monitor:
     ) -> None:
         """Closes file, board and bar."""
         self._bar.close()
-        self._board.close()
+        self._boards.close()
         self._rows.close()
 
-    def record(self, progress: Progress, stage: StageConfig, lr: float, measured: Tensor) -> None:
-        """Keeps a finished step's numbers; `measured` is a vector of `MEASURED` and stays on its device."""
-        self._pending.append(({**_place(progress, stage), "samples": progress.samples, "lr": lr}, measured))
+    def watch(self, batches: Iterator[T], run: Run) -> Iterator[T]:
+        """Starts the meter of the run's current stage; returns its batches, timed."""
+        flops = forward_flops(run.autoencoder.config, run.stage.mask_ratio).step
+        processes = distributed.world_size()
+        self._speed = Speed(flops, run.device, run.dtype, samples=run.progress.samples, processes=processes)
+        return self._speed.watch(batches)
+
+    def record(
+        self, progress: Progress, stage: StageConfig, lr: float, measured: Tensor, keys: Callable[[], list[Key]] = list
+    ) -> None:
+        """Keeps a finished step's numbers.
+
+        Args:
+            progress: after the step.
+            stage: that it belongs to.
+            lr: its learning rate.
+            measured: a vector of `MEASURED`, which stays on its device.
+            keys: gives the step's samples, should they be asked for.
+        """
+        row = {**_place(progress, stage), "samples": progress.samples, "lr": lr}
+        self._pending.append((row, measured, keys))
         self._bar.update(progress.samples - self._bar.n)
 
     def flush(self) -> None:
         """Brings the kept numbers to the host and writes them."""
         if not self._pending:
             return
-        rows = [row for row, _ in self._pending]
-        values = torch.stack([measured for _, measured in self._pending]).tolist()
+        rows, measured, keys = zip(*self._pending, strict=True)
+        values = torch.stack(measured).tolist()
         self._pending.clear()
-        for row, numbers in zip(rows, values, strict=True):
-            skipped = not all(map(math.isfinite, numbers))
-            self.skipped_in_a_row = self.skipped_in_a_row + 1 if skipped else 0
+        for row, numbers, samples in zip(rows, values, keys, strict=True):
             plain = [number if math.isfinite(number) else None for number in numbers]  # JSON knows no NaN
-            self._write({**row, **dict(zip(MEASURED, plain, strict=True)), **({"skipped": True} if skipped else {})})
-            for name, number in (*zip(MEASURED, numbers, strict=True), ("lr", row["lr"])):
-                self._board.add_scalar(f"train/{name}", number, row["step"])
-        now, samples = time.perf_counter(), rows[-1]["samples"]
-        self._board.add_scalar(
-            "speed/samples_per_second", (samples - self._flushed[1]) / (now - self._flushed[0]), rows[-1]["step"]
-        )
-        self._flushed = (now, samples)
+            row.update(zip(MEASURED, plain, strict=True))
+            if None in plain:
+                row.update(skipped=True, sample_ids=[index for _, index in samples()])
+                self.streak.append(row)
+            else:
+                self.streak.clear()
+            self._write(row)
+            curves = {f"train/{name}": number for name, number in zip(MEASURED, numbers, strict=True)}
+            self._boards.scalars({**curves, "train/lr": row["lr"]}, row["step"])
         self._bar.set_description_str(str(rows[-1]["stage"]), refresh=False)
-        self._bar.set_postfix_str(f"loss {values[-1][0]:.4f}", refresh=False)
+        told = [f"loss {values[-1][0]:.4f}"]
+        if self._speed is not None:
+            reading = self._speed.read(rows[-1]["samples"])
+            self._boards.scalars(
+                {f"speed/{name}": value for name, value in dataclasses.asdict(reading).items()}, rows[-1]["step"]
+            )
+            told.append(str(reading))
+        self._bar.set_postfix_str(", ".join(told), refresh=False)
 
     def validation(self, progress: Progress, stage: StageConfig, result: Reconstruction, figure: Path) -> None:
         """Writes a validation's numbers and prints them as a line of the table."""
@@ -98,16 +130,33 @@ class Monitor:
             "psnr": result.psnr,
             "psnr_nearest": result.psnr_nearest,
             "psnr_mean": result.psnr_mean,
+            "ssim": result.ssim,
+            "sam": result.sam,
+            "ergas": result.ergas,
         }
-        self._write({**_place(progress, stage), **numbers, "windows": result.windows})
-        for name, number in numbers.items():
-            self._board.add_scalar(f"validation/{name.removeprefix('validation_')}", number, progress.step)
+        bands = {name: dataclasses.asdict(error) for name, error in result.bands.items()}
+        self._write({**_place(progress, stage), **_json(numbers), "windows": result.windows, "bands": _json(bands)})
+        curves = {f"validation/{name.removeprefix('validation_')}": number for name, number in numbers.items()}
+        self._boards.scalars(curves, progress.step)
         if not self._has_header:
-            self.say("PSNR of hidden tokens in held-out windows, dB")
-            self.say("    step  stage             model   nearest      mean")
+            self.say("PSNR of hidden tokens in held-out windows, dB; the model's SSIM, spectral angle and ERGAS")
+            self.say("    step  stage             model   nearest      mean      SSIM  angle, deg     ERGAS")
             self._has_header = True
         psnr = f"{result.psnr:8.2f}  {result.psnr_nearest:8.2f}  {result.psnr_mean:8.2f}"
-        self.say(f"{progress.step:8}  {stage.name:14}{psnr}   {figure}")
+        others = f"{result.ssim:8.3f}  {result.sam:10.2f}  {result.ergas:8.2f}"
+        self.say(f"{progress.step:8}  {stage.name:14}{psnr}  {others}   {figure}")
+
+    def figure(self, progress: Progress, path: Path) -> None:
+        """Shows a validation's figure, once it is drawn, on the boards."""
+        self._boards.figure("validation/reconstruction", path, progress.step)
+        if self._speed is not None:
+            self._speed.read(progress.samples)  # a validation is no part of the speed
+
+    def rolled_back(self, progress: Progress, stage: StageConfig, streak: list[dict[str, Any]]) -> None:
+        """Notes, ahead of the steps that are made anew, which ones were given up and the samples they had."""
+        samples = [index for row in streak for index in row["sample_ids"]]
+        row = {**_place(progress, stage), "rolled_back_from": streak[-1]["step"], "sample_ids": samples}
+        self._write({**row, "step": progress.step + 1})
 
     def say(self, line: str) -> None:
         """Prints a line above the progress bar."""
@@ -122,6 +171,15 @@ class Monitor:
     def _write(self, row: dict[str, Any]) -> None:
         self._rows.write(json.dumps(row) + "\n")
         self._rows.flush()
+
+
+def _json(values: dict[str, Any]) -> dict[str, Any]:
+    """JSON knows neither NaN nor infinity."""
+    plain = {}
+    for name, value in values.items():
+        inner = _json(value) if isinstance(value, dict) else value
+        plain[name] = None if isinstance(inner, float) and not math.isfinite(inner) else inner
+    return plain
 
 
 def _place(progress: Progress, stage: StageConfig) -> dict[str, Any]:

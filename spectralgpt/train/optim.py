@@ -12,6 +12,7 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim import AdamW
 
 from spectralgpt.train.config import OptimConfig, StageConfig
@@ -35,7 +36,9 @@ def learning_rate(stage: StageConfig, step: int) -> float:
     return stage.min_lr + (stage.lr - stage.min_lr) * 0.5 * (1.0 + math.cos(math.pi * done))
 
 
-def guarded_step(optimizer: AdamW, loss: Tensor, lr: float, clip_norm: float | None) -> Tensor:
+def guarded_step(
+    optimizer: AdamW, loss: Tensor, lr: float, clip_norm: float | None, *, keep_buffers: bool = False
+) -> Tensor:
     """One update, left out on the device where `loss` or a gradient is not finite; gradients are cleared either way.
 
     Args:
@@ -43,17 +46,20 @@ def guarded_step(optimizer: AdamW, loss: Tensor, lr: float, clip_norm: float | N
         loss: 0-d, the loss these gradients belong to.
         lr: this step's learning rate.
         clip_norm: largest gradient norm, or None.
+        keep_buffers: clear gradients in place, for those who hold on to their memory.
 
     Returns:
         The gradient norm before clipping, 0-d; not finite where the update was left out because of a gradient.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    if isinstance(norm, DTensor):
+        norm = norm.full_tensor()
     if clip_norm is not None:
         nn.utils.clip_grads_with_norm_(parameters, clip_norm, norm)
     for group in optimizer.param_groups:
         group["lr"] = lr
     optimizer.found_inf = (~torch.isfinite(loss + norm)).float()  # type: ignore[attr-defined]
     optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
+    optimizer.zero_grad(set_to_none=not keep_buffers)
     return norm

@@ -26,6 +26,7 @@ from spectralgpt.train.config import RunConfig
 
 QUICKSTART = Path(__file__).resolve().parents[2] / "configs" / "quickstart.yaml"
 
+_MAX_SIZE = 2**20
 _DESCRIPTION = """Pretrains a masked autoencoder. Without arguments: configs/quickstart.yaml, minutes on two CPU cores.
 Every key below can stand in the recipe or be given as an option, stages by their place: --stages.0.lr 1e-3
 Own images: --data.root FOLDER (GeoTIFFs; or folders with one file per band)."""
@@ -33,6 +34,7 @@ Own images: --data.root FOLDER (GeoTIFFs; or folders with one file per band)."""
 _OPTIONS = {
     "--config FILE": "the recipe, YAML",
     "--resume [RUN]": "continue the newest run of the recipe's name, or the run in this folder",
+    "--allow-config-change": "let --resume go on with other values than the run began with; it lists them",
     "--print_config": "print the whole recipe after all options, and stop",
     "--KEY VALUE": "any key below",
 }
@@ -44,12 +46,16 @@ def read(path: str | Path | None) -> dict[str, Any]:
         raise UserError("--config: expected a recipe: this installation does not hold configs/quickstart.yaml")
     path = Path(path or QUICKSTART)
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8") if path.stat().st_size <= _MAX_SIZE else None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
             f"--config: cannot read {path}: {getattr(error, 'strerror', None) or 'not a text file'}"
         ) from error
-    except yaml.YAMLError as error:
+    if text is None:
+        raise UserError(f"--config: expected a recipe of at most {_MAX_SIZE} bytes, got {path}")
+    try:
+        tree = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"--config: {path} is no YAML: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):
         raise UserError(f"--config: expected keys and values in {path}, got {type(tree).__name__}")
@@ -65,7 +71,8 @@ def override(tree: dict[str, Any], options: Mapping[str, str]) -> None:
             if isinstance(node, list):
                 node = node[_index(node, parent, key)]
             elif isinstance(node, dict):
-                node = node.setdefault(parent, {})
+                node[parent] = {} if node.get(parent) is None else node[parent]
+                node = node[parent]
         value = _value(key, text)
         if isinstance(node, list):
             node[_index(node, last, key)] = value
@@ -78,10 +85,16 @@ def override(tree: dict[str, Any], options: Mapping[str, str]) -> None:
 def build(tree: dict[str, Any]) -> RunConfig:
     """Checks keys, types and values of a recipe's tree."""
     _check_keys(tree, RunConfig, "")
+    tree = {**tree, "stages": [_with_data(stage, tree) for stage in tree["stages"]]} if "stages" in tree else tree
     with _one_line_errors():
         config: RunConfig = _parser().instantiate(_parser().parse_object({"run": tree})).run
     config.check()
     return config
+
+
+def _with_data(stage: dict[str, Any], tree: dict[str, Any]) -> dict[str, Any]:
+    """A stage whose own `data` keys lie over the run's."""
+    return {**stage, "data": {**tree.get("data", {}), **stage["data"]}} if stage.get("data") else stage
 
 
 def to_yaml(config: RunConfig) -> str:
@@ -146,7 +159,7 @@ def _fields(section: type) -> dict[str, tuple[str, type | None]]:
     found: dict[str, tuple[str, type | None]] = {}
     for field in dataclasses.fields(section):
         hint = hints[field.name]
-        inner = typing.get_args(hint)[0] if typing.get_origin(hint) is list else hint
+        inner = typing.get_args(hint)[0] if typing.get_args(hint) else hint  # of list[...] or ... | None
         found[field.name] = (
             str(field.type),
             inner if isinstance(inner, type) and dataclasses.is_dataclass(inner) else None,
@@ -163,7 +176,7 @@ def _check_keys(tree: Any, section: type, prefix: str) -> None:  # noqa: ANN401
         if key not in fields:
             raise UserError(f"{prefix}{key}: unknown key{_nearest(str(key), prefix, fields)}")
         annotation, inner = fields[key]
-        if inner is None:
+        if inner is None or (value is None and annotation.endswith("| None")):
             continue
         if not annotation.startswith("list["):
             _check_keys(value, inner, f"{prefix}{key}.")

@@ -1,31 +1,38 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the loop moves forward (data, autoencoder, progress), and how it becomes a checkpoint and comes back.
+"""What the loop moves forward (data, autoencoder, optimizer, progress), and how it becomes a checkpoint and back.
 
 All stages' images are opened before anything is trained, so a window that does not fit stage three is told now,
-not in a week.
+not in a week. Training state crosses every boundary, a restart or the next stage, as a `Snapshot` of whole
+tensors; `device.place` is the only way from there onto the device.
 """
 
 from __future__ import annotations
 
-import os
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import torch
 import yaml
+from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
 from torch.optim import AdamW
 
-import spectralgpt
-from spectralgpt.data.bands import sensor_card
-from spectralgpt.data.datasets.scene import SceneWindows, open_windows
+from spectralgpt.data.bands import SensorCard
+from spectralgpt.data.source import Source, open_source
 from spectralgpt.errors import UserError
 from spectralgpt.models.autoencoder import Autoencoder
+from spectralgpt.models.checkpoint import write_pretrained
+from spectralgpt.models.config import ModelConfig
+from spectralgpt.train import distributed, stages
+from spectralgpt.train.boards import require_wandb
 from spectralgpt.train.checkpoint import Checkpoint
 from spectralgpt.train.config import RunConfig, StageConfig
-from spectralgpt.train.initialize import start_from_geometry
+from spectralgpt.train.device import matrix_dtype, place, set_up_torch
+from spectralgpt.train.ema import AVERAGE, averaged
 from spectralgpt.train.recipe import to_yaml
+from spectralgpt.train.stages import Snapshot
 
 
 @dataclass
@@ -36,13 +43,17 @@ class Progress:
         stage: place of the current stage.
         stage_step: optimizer steps done in it.
         step: optimizer steps done in the run.
-        samples: windows consumed in the run; the place in the order of the data.
+        samples: windows consumed in the run.
+        micro_batch: windows per forward pass since memory ran out in this stage; 0 is as configured.
+        passed_over: windows of a stage, by its place, that going back after trouble left out.
     """
 
     stage: int = 0
     stage_step: int = 0
     step: int = 0
     samples: int = 0
+    micro_batch: int = 0
+    passed_over: dict[int, int] = field(default_factory=dict)
 
     def advance(self, samples: int) -> None:
         """One optimizer step over `samples` windows is done."""
@@ -50,147 +61,185 @@ class Progress:
         self.step += 1
         self.samples += samples
 
+    def pass_over(self, bad: Progress, windows_per_step: int) -> None:
+        """Leaves out what came since here up to `bad`, in the stage that was reached there."""
+        done = self.stage_step if self.stage == bad.stage else 0
+        again = (bad.stage_step - done) * windows_per_step
+        self.passed_over = {**bad.passed_over, bad.stage: bad.passed_over.get(bad.stage, 0) + again}
+
 
 @dataclass
 class Run:
-    """Everything a loop needs but the outputs. `windows` holds (training, validation) per stage."""
+    """Everything a loop needs but the outputs.
 
+    Attributes:
+        recipe: as it was given.
+        config: the same with every stage's steps known.
+        device: where this process computes.
+        windows: (training, validation) of each stage.
+        progress: where the run stands.
+        autoencoder: of the current stage.
+        model: the same, or DDP around it; what a training step calls.
+        optimizer: of the current stage.
+        scaler: of fp16 losses; switched off at other precisions.
+    """
+
+    recipe: RunConfig
     config: RunConfig
     device: torch.device
-    windows: list[tuple[SceneWindows, SceneWindows]]
-    autoencoder: Autoencoder
+    windows: list[tuple[Source, Source]]
     progress: Progress
-    optimizer_state: dict[str, Any] | None = None
+    autoencoder: Autoencoder
+    model: nn.Module
+    optimizer: AdamW
+    scaler: GradScaler
 
     @property
     def stage(self) -> StageConfig:
         """The current stage."""
         return self.config.stages[self.progress.stage]
 
-    def enter_stage(self, index: int) -> None:
-        """Goes to a stage's start, or stays in the one a checkpoint was in; weights carry over, positions resampled."""
-        if index != self.progress.stage:
-            self.progress.stage, self.progress.stage_step = index, 0
-            self.autoencoder.resize(self.stage.image_size)
+    @property
+    def first_sample(self) -> int:
+        """Where the current stage is in the order of its data: each stage begins with an epoch of its own."""
+        done = self.progress.stage_step * self.stage.windows_per_step
+        count = len(self.windows[self.progress.stage][0])
+        passed_over = self.progress.passed_over.get(self.progress.stage, 0)
+        return -(-(self.progress.samples - done) // count) * count + done + passed_over
 
-    def restore(self, optimizer: AdamW) -> None:
-        """Hands the checkpoint's optimizer state to the first optimizer built after it; later stages start afresh."""
-        if self.optimizer_state is not None:
-            optimizer.load_state_dict(self.optimizer_state)
-            self.optimizer_state = None
+    def enter_stage(self, index: int) -> None:
+        """Goes to a stage's start, or stays in the one a checkpoint was in."""
+        if index == self.progress.stage:
+            return
+        before, old = self.snapshot(), self.autoencoder.config
+        self.progress.stage, self.progress.stage_step, self.progress.micro_batch = index, 0, 0
+        card, new = _model_of(self.config, self.windows, index)
+        fresh = stages.first_snapshot(self.config.model, new, self.config.seed + index)
+        self._take(new, stages.enter(before, old, new, card, self.stage, fresh))
+
+    def rewind(self, saved: Checkpoint) -> None:
+        """Goes back to a checkpoint of this run."""
+        self.progress = Progress(**saved.state["progress"])
+        _, config = _model_of(self.config, self.windows, self.progress.stage)
+        self._take(config, Snapshot(saved.weights, saved.state["optimizer"]))
+        self.restore_generators(saved)
+
+    def restore_generators(self, saved: Checkpoint) -> None:
+        """What a checkpoint holds beside weights and moments."""
+        if self.scaler.is_enabled() and saved.state["scaler"]:
+            self.scaler.load_state_dict(saved.state["scaler"])
+        if len(saved.state["generators"]) == distributed.world_size():
+            self.set_generators(saved.state["generators"][distributed.rank()])
 
     @property
     def dtype(self) -> torch.dtype:
-        """What matrices are multiplied in: bf16 where the recipe and the device want it."""
-        precision = self.config.precision
-        bf16 = precision == "bf16" or (precision == "auto" and self.device.type == "cuda")
-        return torch.bfloat16 if bf16 else torch.float32
+        """What matrices are multiplied in; weights and moments are float32 in any case."""
+        return matrix_dtype(self.config, self.device)
 
     def autocast(self) -> AbstractContextManager[None]:
         """The context of a forward pass."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16)
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
-    def checkpoint(self, optimizer: AdamW) -> Checkpoint:
-        """The state after a finished step."""
+    def generators(self) -> tuple[Tensor, Tensor | None]:
+        """The state of this process's generators; drop path draws from them, data and masks do not."""
+        return torch.get_rng_state(), torch.cuda.get_rng_state() if self.device.type == "cuda" else None
+
+    def set_generators(self, states: tuple[Tensor, Tensor | None]) -> None:
+        """The inverse of `generators`."""
+        torch.set_rng_state(states[0])
+        if states[1] is not None and self.device.type == "cuda":
+            torch.cuda.set_rng_state(states[1])
+
+    def snapshot(self) -> Snapshot:
+        """Weights and moments as whole tensors; all processes take part."""
+        weights = {name: distributed.whole(tensor) for name, tensor in self.autoencoder.state_dict().items()}
+        moments: dict[str, dict[str, Tensor]] = {}
+        for name, parameter in self.autoencoder.named_parameters():
+            for key, value in self.optimizer.state.get(parameter, {}).items():
+                moments.setdefault(key, {})[name] = distributed.whole(value)
+        return Snapshot(weights, moments)
+
+    def checkpoint(self) -> Checkpoint:
+        """The state after a finished step; all processes take part, rank 0 gets the values."""
+        snapshot = self.snapshot()
         state = {
             "progress": asdict(self.progress),
-            "optimizer": optimizer.state_dict(),
-            "rng": torch.get_rng_state(),  # drop path draws from it; data and masks do not
-            "rng_cuda": torch.cuda.get_rng_state() if self.device.type == "cuda" else None,
-            "config": yaml.safe_load(to_yaml(self.config)),
+            "optimizer": snapshot.moments,
+            "generators": distributed.from_all(self.generators()),  # one per process
+            "scaler": self.scaler.state_dict(),
+            "config": yaml.safe_load(to_yaml(self.recipe)),
         }
-        return Checkpoint(self.progress.step, self.autoencoder.state_dict(), state)
+        return Checkpoint(self.progress.step, snapshot.weights, state)
+
+    def checkpoint_bytes(self) -> int:
+        """About what a checkpoint takes: weights and as much for each moment."""
+        copies = 3 if self.config.ema is None else 4
+        return copies * sum(parameter.numel() * parameter.element_size() for parameter in self.autoencoder.parameters())
 
     def export(self, folder: Path) -> None:
-        """Writes the model for `spectralgpt.from_pretrained`."""
-        self.autoencoder.save_pretrained(folder)
+        """Writes the model for `spectralgpt.from_pretrained`; all processes take part."""
+        snapshot, model = self.snapshot(), self.autoencoder
+        weights = averaged(snapshot.weights, snapshot.moments)
+        if distributed.rank() == 0:
+            write_pretrained(folder, model.kind, model.config, model.normalization, weights)
+
+    def _take(self, config: ModelConfig, snapshot: Snapshot) -> None:
+        self.autoencoder, self.model, self.optimizer = place(self.config, config, self.device, snapshot)
+        self.autoencoder.normalization = self.windows[self.progress.stage][0].normalization
 
 
 def prepare(config: RunConfig, saved: Checkpoint | None) -> Run:
     """Opens the data of all stages and builds the autoencoder, with fresh weights or those of a checkpoint.
 
     Raises:
-        UserError: images that do not fit the recipe, or a checkpoint of another model.
+        UserError: images or a number of processes that do not fit the recipe, or a checkpoint of another model.
     """
-    if saved is not None:
-        _check_same_model(saved.state, yaml.safe_load(to_yaml(config)))
-    device = _set_up_torch(config)
+    require_wandb(config)
+    device = set_up_torch(config)
     progress = Progress(**saved.state["progress"]) if saved else Progress()
-    windows = [
-        (
-            open_windows(config.data, stage.image_size, config.model.patch_size, "train", config.seed),
-            open_windows(config.data, stage.image_size, config.model.patch_size, "val", config.seed),
-        )
-        for stage in config.stages
-    ]
-    torch.manual_seed(config.seed)
-    autoencoder = _build(config, config.stages[progress.stage].image_size)
-    autoencoder.normalization = _normalization(windows[0][0])
-    run = Run(config, device, windows, autoencoder.to(device), progress)
+    windows = [(_open(config, stage, "train"), _open(config, stage, "val")) for stage in config.stages]
+    recipe, fitted = config, [_fitted(config, index, len(train)) for index, (train, _) in enumerate(windows)]
+    config = replace(recipe, stages=fitted)
+    _, model_config = _model_of(config, windows, progress.stage)
+    if saved is None:
+        snapshot = stages.first_snapshot(config.model, model_config, config.seed)
+    else:
+        snapshot = Snapshot(saved.weights, saved.state["optimizer"])
+        if config.ema is None:
+            snapshot.moments.pop(AVERAGE, None)
+    scaler = GradScaler(device.type, enabled=matrix_dtype(config, device) == torch.float16)
+    autoencoder, model, optimizer = place(config, model_config, device, snapshot)
+    autoencoder.normalization = windows[progress.stage][0].normalization
+    run = Run(recipe, config, device, windows, progress, autoencoder, model, optimizer, scaler)
+    torch.manual_seed((config.seed + (distributed.rank() << 32) + (progress.step << 40)) % 2**63)
     if saved is not None:
-        autoencoder.load_state_dict(saved.weights)
-        run.optimizer_state = saved.state["optimizer"]
-        torch.set_rng_state(saved.state["rng"])
-        if device.type == "cuda" and saved.state["rng_cuda"] is not None:
-            torch.cuda.set_rng_state(saved.state["rng_cuda"])
+        run.restore_generators(saved)
     return run
 
 
-def differing_keys(saved: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:
-    """Dotted keys whose values differ between two recipes' trees; stages by their place."""
-    keys: list[str] = []
-    for key in {**saved, **now}:
-        old, new = (_by_place(tree[key]) if key == "stages" else tree.get(key) for tree in (saved, now))
-        if isinstance(old, dict) and isinstance(new, dict):
-            keys += differing_keys(old, new, f"{prefix}{key}.")
-        elif old != new:
-            keys.append(f"{prefix}{key} ({old} before, {new} now)")
-    return keys
+def _open(config: RunConfig, stage: StageConfig, split: Literal["train", "val"]) -> Source:
+    """One side of a stage's images."""
+    return open_source(stage.data or config.data, stage.image_size, config.model.patch_size, split, config.seed)
 
 
-def _by_place(items: list[Any]) -> dict[str, Any]:
-    return {str(place): item for place, item in enumerate(items)}
-
-
-def _build(config: RunConfig, image_size: int) -> Autoencoder:
-    card = sensor_card(config.data.sensor).select(config.data.bands)
-    fields = asdict(config.model)
-    position_init = fields.pop("position_init")
-    autoencoder = spectralgpt.create_autoencoder(image_size=image_size, bands=card, **fields)
-    if position_init == "sincos":
-        start_from_geometry(autoencoder)
-    return autoencoder
-
-
-def _normalization(windows: SceneWindows) -> dict[str, Any]:
-    """What travels with the model: the numbers of a single image; of several just the method, as each has its own."""
-    first, *others = windows.normalizations.values()
-    plain = first.to_dict()
-    return {"method": plain["method"], "band_names": plain["band_names"]} if others else plain
-
-
-def _set_up_torch(config: RunConfig) -> torch.device:
-    """Applies device, threads and determinism, which belong to the process."""
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("device: expected a CUDA device, got none; leave it at auto")
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
-    if config.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
-    cuda = config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available())
-    return torch.device("cuda" if cuda else "cpu")
-
-
-def _check_same_model(state: dict[str, Any], now: dict[str, Any]) -> None:
-    """A resumed run may get other lengths, rates or folders, but no other model, bands or random numbers."""
-    stage = state["progress"]["stage"]
-    pinned = ("model.", "data.sensor", "data.bands", "data.val_fraction", "seed", f"stages.{stage}.image_size")
-    fixed = [key for key in differing_keys(state["config"], now) if key.startswith(pinned)]
-    if stage >= len(now["stages"]):
-        fixed.append(f"stages ({len(now['stages'])} now, but stage {stage} is reached)")
-    if fixed:
+def _fitted(config: RunConfig, index: int, count: int) -> StageConfig:
+    """A stage with its epochs turned into steps, once it is known how many windows there are."""
+    stage, key, processes = config.stages[index], f"stages.{index}", distributed.world_size()
+    if stage.windows_per_step > count:
         raise UserError(
-            f"--resume: expected the model the run began with, got other values of {'; '.join(fixed)}; "
-            "start anew with a --name"
+            f"{key}.batch_size: expected at most the {count} windows of {stage.image_size} pixels that the data holds "
+            f"in an optimizer step, got {stage.batch_size} x {stage.accumulate}; lower batch_size or accumulate"
         )
+    if stage.batch_size % processes:
+        raise UserError(
+            f"{key}.batch_size: expected a multiple of the {processes} processes, got {stage.batch_size}; "
+            "start another number of processes"
+        )
+    steps = stage.epochs * count // stage.windows_per_step if stage.epochs else stage.steps
+    warmup = stage.warmup_epochs * count // stage.windows_per_step if stage.warmup_epochs else stage.warmup_steps
+    return replace(stage, steps=steps, warmup_steps=warmup)
+
+
+def _model_of(config: RunConfig, windows: list[tuple[Source, Source]], index: int) -> tuple[SensorCard, ModelConfig]:
+    card = windows[index][0].card
+    return card, stages.model_config(config.model, card, config.stages[index].image_size)

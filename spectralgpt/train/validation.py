@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A validation: PSNR over every held-out window, and a figure of a few of them under the same masks."""
+"""A validation: errors over every held-out window, and a figure of a few of them under the same masks."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch.utils.data import default_collate
 
 from spectralgpt import ops
 from spectralgpt.data.datasets.scene import SceneWindows
+from spectralgpt.data.source import ImageViews
 from spectralgpt.models.autoencoder import Autoencoder
 from spectralgpt.models.base import arrange_bands
 from spectralgpt.train.config import StageConfig
@@ -24,18 +25,19 @@ _EXAMPLES = 3
 class Validation:
     """The held-out windows of one stage."""
 
-    def __init__(self, windows: SceneWindows, stage: StageConfig, seed: int, device: torch.device) -> None:
+    def __init__(self, windows: SceneWindows | ImageViews, stage: StageConfig, seed: int, device: torch.device) -> None:
         """Chooses the windows to picture among the 5 % of most contrast, so that open water is not all one sees."""
         self.windows = windows
         self.stage = stage
         self.seed = seed
         self.device = device
+        self._normalizations: dict[int, dict[str, Tensor]] = {}
         contrast = torch.cat([batch["image"].std((2, 3)).mean(1) for batch in self._batches()])
         ranks = torch.linspace(1.0, 0.95, _EXAMPLES) * (len(windows) - 1)
         self._pictured = contrast.argsort()[ranks.round().long()].unique().tolist()
 
     def measure(self, autoencoder: Autoencoder) -> Reconstruction:
-        """PSNR of the model and the baselines over all windows."""
+        """Errors of the model and the baselines over all windows."""
         return evaluate(
             autoencoder, self._batches(), mask_ratio=self.stage.mask_ratio, seed=self.seed, device=self.device
         )
@@ -74,9 +76,18 @@ class Validation:
         """All windows in order, without a DataLoader: that would draw from the generator drop path uses."""
         size = self.stage.batch_size
         for start in range(0, len(self.windows), size):
-            yield default_collate(
-                [self.windows[0, index] for index in range(start, min(start + size, len(self.windows)))]
-            )
+            indices = range(start, min(start + size, len(self.windows)))
+            yield default_collate([{**self.windows[0, index], **self._normalization(index)} for index in indices])
+
+    def _normalization(self, index: int) -> dict[str, Tensor]:
+        """Offset and scale of a window's scene, to undo them."""
+        if index not in self._normalizations:
+            numbers = self.windows.normalization_at(index)
+            self._normalizations[index] = {
+                "offset": torch.tensor(numbers.offset, dtype=torch.float64),
+                "scale": torch.tensor(numbers.scale, dtype=torch.float64),
+            }
+        return self._normalizations[index]
 
     def _cube(self, tokens: Tensor, autoencoder: Autoencoder) -> Tensor:
         config = autoencoder.config

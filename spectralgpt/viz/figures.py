@@ -17,6 +17,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.gridspec import GridSpec
+from matplotlib.image import imread
 from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 
@@ -44,6 +45,12 @@ class Example:
     truth: NDArray[np.float32]
     rebuilt: NDArray[np.float32]
     hidden: NDArray[np.bool_]
+
+
+def read_figure(path: Path) -> NDArray[np.uint8]:
+    """The pixels of a figure's PNG file, (H, W, 3)."""
+    pixels: NDArray[np.uint8] = (imread(path)[:, :, :3] * 255).round().astype(np.uint8)
+    return pixels
 
 
 def reconstruction_figure(

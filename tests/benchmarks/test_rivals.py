@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The rival of the step benchmark computes what it is compared for."""
+"""The rivals of the step benchmark compute what they are compared for, and the benchmark runs."""
 
 from __future__ import annotations
 
+import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -30,6 +32,27 @@ def test_the_plain_step_has_our_loss_and_gradients(normalize, monkeypatch):
     torch.testing.assert_close(loss, expected)
     loss.backward()
     expected.backward()
+    modern = rivals.ModernAutoencoder(ours.config)
+    modern.load_state_dict(spectralgpt.reference_state_dict(ours))
+    torch.testing.assert_close(modern(image, 0.9, noise), expected)
     gradients = spectralgpt.reference_state_dict(ours, grads=True)
     for key, parameter in plain.named_parameters():
         torch.testing.assert_close(gradients[key], parameter.grad, rtol=1e-3, atol=1e-5)
+
+
+def test_the_benchmark_of_a_step_runs(tmp_path):
+    out = tmp_path / "step.json"
+    sizes = ["--model", "tiny", "--image-size", "32", "--batch", "4", "--threads", "1", "--rounds", "2"]
+    command = [sys.executable, BENCHMARKS / "step.py", *sizes, "--no-compile", "--batches", "2", "4", "--out", out]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, cwd=BENCHMARKS.parent, env={"PYTHONPATH": "."}
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads(out.read_text())
+    assert set(result["contestants"]) == {"published", "published, best batch", "modern", "ours"}
+    ours = result["contestants"]["ours"]
+    assert ours["samples_per_second"] == 4 / ours["min_s"]
+    assert 0 < ours["share_of_gemm_rate"] < 1
+    assert ours["share_of_gemm_rate"] == ours["samples_per_second"] * result["flops_per_sample"] / result["gemm_rate"]
+    assert result["contestants"]["published, best batch"]["batch"] in (2, 4)
+    assert result["loss_difference"] < 1e-4

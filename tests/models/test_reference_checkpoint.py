@@ -140,7 +140,7 @@ class Hostile:
 def test_a_hostile_pickle_runs_nothing(legacy, published, small_autoencoder, tmp_path):
     path, canary = tmp_path / "evil.pth", tmp_path / "canary"
     torch.save({"model": published, "args": Hostile(canary)}, path, _use_new_zipfile_serialization=not legacy)
-    with pytest.raises(UserError, match=r"evil\.pth: expected a checkpoint of tensors only, got: .*mkdir"):
+    with pytest.raises(UserError, match=r"evil\.pth: expected a checkpoint of tensors only, got: (.*mkdir|no archive)"):
         spectralgpt.load_reference_checkpoint(small_autoencoder(), path)
     assert not canary.exists()
 
@@ -155,7 +155,7 @@ def test_damaged_files(content, small_autoencoder, tmp_path):
 
 
 def test_other_wrong_sources(small_autoencoder, tmp_path):
-    with pytest.raises(UserError, match="expected a checkpoint file, got no such file"):
+    with pytest.raises(UserError, match="expected a checkpoint of tensors only, got no such file"):
         spectralgpt.load_reference_checkpoint(small_autoencoder(), tmp_path / "none.pth")
     with pytest.raises(UserError, match="expected tensors by name, got epoch"):
         spectralgpt.load_reference_checkpoint(small_autoencoder(), {"epoch": 3})

@@ -49,7 +49,6 @@ MISTAKES = {
     "an unknown band": (["--data.bands", "[B77, B02, B03]"], "B77"),
     "an image smaller than the window": (["--stages.1.image_size", "72"], "at least 72 x 72 pixels, got 64 x 128"),
     "a window the patch does not divide": (["--stages.0.image_size", "20"], "multiple of the patch's 8 pixels, got 20"),
-    "bands the patch does not divide": (["--data.bands", "[B02, B03]"], "multiple of the patch's 3 bands, got 2"),
     "a mistyped key": (["--stages.0.step", "3"], "stages.0.step: unknown key; did you mean stages.0.steps?"),
     "a value of another type": (["--seed", "one"], "seed: expected int, got 'one'"),
     "a recipe that is not there": (["--config", "nothing.yaml"], "cannot read nothing.yaml: No such file"),

@@ -82,7 +82,7 @@ def _child(
         sys.exit(run_training(options))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(error.exit_code)
 
 
 def kill_after_step(step: int) -> None:
@@ -101,16 +101,16 @@ def terminate_after_step(step: int) -> None:
 
 def kill_inside_save(call: int) -> None:
     """The process dies at the `call`-th flush to disk of its checkpoints."""
-    from spectralgpt.train import checkpoint
+    from spectralgpt.train import durable
 
-    real, calls = checkpoint._sync, iter(range(1, 1000))
+    real, calls = durable.sync, iter(range(1, 1000))
 
     def sync(path: Path) -> None:
         if next(calls) == call:
             os.kill(os.getpid(), signal.SIGKILL)
         real(path)
 
-    checkpoint._sync = sync
+    durable.sync = sync
 
 
 def _signal_in(owner: type, method: str, step: int, number: signal.Signals) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -95,3 +96,103 @@ def test_denormalize_undoes_normalized_targets() -> None:
     truth = torch.randn(2, 4, 12) * 3 + 5
     standardized = (truth - truth.mean(-1, keepdim=True)) / (truth.var(-1, keepdim=True) + 1e-6).sqrt()
     torch.testing.assert_close(denormalize(standardized, truth), truth)
+
+
+def gaussian_similarity(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """The SSIM map of one band by its definition: an 11 x 11 Gaussian window, pixel by pixel."""
+    reach = np.arange(-5, 6)
+    window = np.exp(-(reach**2) / (2 * 1.5**2))
+    window = np.outer(window, window) / window.sum() ** 2
+    c1, c2 = 0.01**2, 0.03**2
+    a, b = (np.pad(x, 5, mode="reflect") for x in (a, b))
+    out = np.empty((a.shape[0] - 10, a.shape[1] - 10))
+    for y, x in np.ndindex(out.shape):
+        p, q = (image[y : y + 11, x : x + 11] for image in (a, b))
+        mp, mq = (window * p).sum(), (window * q).sum()
+        vp, vq = (window * p * p).sum() - mp**2, (window * q * q).sum() - mq**2
+        cov = (window * p * q).sum() - mp * mq
+        out[y, x] = (2 * mp * mq + c1) * (2 * cov + c2) / ((mp**2 + mq**2 + c1) * (vp + vq + c2))
+    return out
+
+
+def test_errors_of_bands_against_numpy():
+    """Seven bands in groups of three (the last one repeated), nodata, and another normalisation for each sample."""
+    model = spectralgpt.create_autoencoder("tiny", image_size=32, bands=[f"B{i}" for i in range(7)]).eval()
+    generator = torch.Generator().manual_seed(3)
+    image = torch.rand(4, 7, 32, 32, generator=generator)
+    valid = torch.rand(4, 48, generator=generator) < 0.8
+    scale = 10.0 ** -torch.randint(3, 5, (4, 7), generator=generator)
+    offset = 1000 * torch.rand(4, 7, generator=generator)
+    samples = {"image": image, "valid": valid, "sample_id": torch.arange(4), "scale": scale, "offset": offset}
+    batches = [{key: value[part] for key, value in samples.items()} for part in (slice(3), slice(3, 4))]
+    result = evaluate(model, batches, mask_ratio=0.6, seed=7, device=torch.device("cpu"))
+
+    mask = ops.random_cube_mask(torch.arange(4), 48, 0.6, seed=7, step=0)
+    with torch.no_grad():
+        rebuilt = model(image, mask, valid=valid).prediction
+    size, first = (9, 32, 32), slice(7)  # bands 7 and 8 of the cube are band 6 again
+    cube = ops.unpatchify3d(rebuilt, size)[:, first].double().numpy()
+    spread = lambda flags: ops.unpatchify3d(flags[:, :, None].expand_as(rebuilt), size)[:, first].numpy()  # noqa: E731
+    hidden, usable = spread(mask.mask & valid), spread(valid)
+    truth = image.double().numpy()
+    guess = np.where(hidden, cube, truth)
+    raw_truth, raw_guess = (
+        x / scale.numpy()[..., None, None] + offset.numpy()[..., None, None] for x in (truth, guess)
+    )
+
+    similarity = np.stack([[gaussian_similarity(guess[b, c], truth[b, c]) for c in range(7)] for b in range(4)])
+    assert list(result.bands) == [f"B{i}" for i in range(7)]
+    relative = []
+    for band, error in enumerate(result.bands.values()):
+        at = hidden[:, band]
+        mse = ((guess - truth)[:, band][at] ** 2).mean()
+        rmse = math.sqrt(((raw_guess - raw_truth)[:, band][at] ** 2).mean())
+        relative.append(100 * rmse / raw_truth[:, band][at].mean())
+        assert error.psnr == pytest.approx(-10 * math.log10(mse), rel=1e-5)
+        assert error.rmse == pytest.approx(rmse, rel=1e-4)
+        assert error.relative == pytest.approx(relative[-1], rel=1e-4)
+        assert error.ssim == pytest.approx(similarity[:, band][at].mean(), abs=1e-4)
+    assert result.ergas == pytest.approx(math.sqrt(np.mean(np.square(relative))), rel=1e-4)
+    assert result.ssim == pytest.approx(similarity[hidden].mean(), abs=1e-4)
+
+    dot, lengths = (raw_guess * raw_truth).sum(1), [np.linalg.norm(x, axis=1) for x in (raw_guess, raw_truth)]
+    angles = np.degrees(np.arccos(np.clip(dot / (lengths[0] * lengths[1]), -1, 1)))
+    looked_at = hidden.any(1) & usable.all(1)
+    assert 0 < looked_at.sum() < looked_at.size
+    assert result.sam == pytest.approx(angles[looked_at].mean(), rel=1e-3)
+
+
+def test_pixels_without_data_change_no_error():
+    model = spectralgpt.create_autoencoder("tiny", image_size=32, bands=6)
+    image = torch.rand(2, 6, 32, 32)
+    valid = torch.ones(2, 32, dtype=torch.bool)
+    valid[:, 5] = False
+    nowhere = ops.unpatchify3d(~valid[:, :, None].expand(-1, -1, 192), (6, 32, 32))
+    batch = {"image": image, "valid": valid, "sample_id": torch.arange(2)}
+    mask_ratio, seed = 0.75, next(s for s in range(99) if hides(s, 5))
+    results = []
+    for value in (0.0, 0.5):  # what stands there matters to the model alone, so it gets a constant answer
+        model.decoder.pred.weight.data.zero_()
+        batch["image"] = torch.where(nowhere, value, image)
+        results.append(evaluate(model, [batch], mask_ratio=mask_ratio, seed=seed, device=torch.device("cpu")))
+    assert [results[0].bands[name].rmse for name in results[0].bands] == pytest.approx(
+        [results[1].bands[name].rmse for name in results[1].bands]
+    )
+    assert (results[0].sam, results[0].psnr, results[0].ergas) == pytest.approx(
+        (results[1].sam, results[1].psnr, results[1].ergas)
+    )
+
+
+def hides(seed: int, token: int) -> bool:
+    return bool(ops.random_cube_mask(torch.arange(2), 32, 0.75, seed=seed).mask[:, token].all())
+
+
+def test_a_perfect_model():
+    model = spectralgpt.create_autoencoder("tiny", image_size=16, bands=3).eval()
+    model.decoder.pred.weight.data.zero_()
+    model.decoder.pred.bias.data.fill_(0.25)
+    flat = {"image": torch.full((1, 3, 16, 16), 0.25), "sample_id": torch.zeros(1, dtype=torch.int64)}
+    flat["valid"] = torch.ones(1, 4, dtype=torch.bool)
+    perfect = evaluate(model, [flat], mask_ratio=0.5, seed=0, device=torch.device("cpu"))
+    assert (perfect.psnr, perfect.ssim, perfect.ergas) == (math.inf, pytest.approx(1), 0)
+    assert perfect.sam == pytest.approx(0, abs=0.05)

@@ -12,7 +12,7 @@ import torch
 
 from spectralgpt.train.config import RunConfig
 from spectralgpt.train.folder import RunFolder
-from spectralgpt.train.metrics import Reconstruction
+from spectralgpt.train.metrics import BandError, Reconstruction
 from spectralgpt.train.monitor import Monitor, keep_rows
 from spectralgpt.train.run import Progress
 
@@ -45,7 +45,7 @@ def test_skipped_steps_are_marked_counted_in_a_row_and_never_written_as_nan(tmp_
         for step, (loss, norm) in enumerate([(math.nan, 1.0), (1.0, 1.0), (1.0, math.inf), (-math.inf, 1.0)], start=1):
             record(monitor, step, loss, norm)
         monitor.flush()
-        assert monitor.skipped_in_a_row == 2
+        assert [row["step"] for row in monitor.streak] == [3, 4]
     found = rows(tmp_path / "metrics.jsonl")
     assert [row.get("skipped", False) for row in found] == [True, False, True, True]
     assert (found[0]["loss"], found[2]["gradient_norm"], found[2]["loss"]) == (None, None, 1.0)
@@ -65,6 +65,20 @@ def test_a_validation_is_a_row_and_a_line(tmp_path: Path, capsys: pytest.Capture
     )
     line = capsys.readouterr().out.splitlines()[-1].split()
     assert line[:5] == ["4", "pretrain", "22.46", "20.60", "21.90"]
+    assert (row["ssim"], row["bands"]) == (None, {}), "JSON knows no NaN"
+
+
+def test_the_errors_of_bands_are_in_the_row(tmp_path: Path) -> None:
+    bands = {"B02": BandError(30.0, 0.9, 55.5, 4.0), "B03": BandError(math.inf, 1.0, 0.0, math.nan)}
+    result = Reconstruction(22.0, 20.0, 21.0, 0.01, 7, ssim=0.8, sam=3.5, ergas=4.2, bands=bands)
+    with Monitor(RunFolder(tmp_path), Progress(), CONFIG) as monitor:
+        monitor.validation(Progress(step=4), CONFIG.stages[0], result, tmp_path / "step-4.png")
+    (row,) = rows(tmp_path / "metrics.jsonl")
+    assert (row["ssim"], row["sam"], row["ergas"]) == (0.8, 3.5, 4.2)
+    assert row["bands"] == {
+        "B02": {"psnr": 30.0, "ssim": 0.9, "rmse": 55.5, "relative": 4.0},
+        "B03": {"psnr": None, "ssim": 1.0, "rmse": 0.0, "relative": None},
+    }
 
 
 def test_resume_drops_later_rows_and_a_torn_line(tmp_path: Path) -> None:

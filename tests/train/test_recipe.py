@@ -62,7 +62,7 @@ def test_a_whole_list_can_be_given() -> None:
         ({"name.first": "x"}, "--name.first: name holds no keys"),
         ({"stages.0.lr": "fast"}, "stages.lr: expected float, got 'fast'"),
         ({"threads": "many"}, "threads: expected int | None, got 'many'"),
-        ({"precision": "fp8"}, "precision: expected auto | fp32 | bf16, got 'fp8'"),
+        ({"precision": "fp8"}, "precision: expected auto | fp32 | bf16 | fp16, got 'fp8'"),
         ({"data": "3"}, "data: expected keys and values, got '3'"),
         ({"stages": "{}"}, "stages: expected a list"),
         ({"stages": "[]"}, "stages: expected at least one stage"),

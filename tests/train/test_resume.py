@@ -5,6 +5,7 @@ for byte."""
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -48,7 +49,11 @@ def test_a_run_writes_what_it_promises(undisturbed: Path) -> None:
     assert sorted(path.name for path in (undisturbed / "figures").iterdir()) == [
         f"step-{n}.png" for n in (13, 14, 5, 8)
     ]
-    assert sorted(path.name for path in (undisturbed / "checkpoints").iterdir()) == ["step-11", "step-14"]
+    assert sorted(path.name for path in (undisturbed / "checkpoints").iterdir()) == [
+        "best.json",
+        "step-11",
+        "step-14",
+    ]
     assert list((undisturbed / "tensorboard").iterdir())
     assert yaml.safe_load((undisturbed / "config.yaml").read_text())["stages"][1]["image_size"] == 24
 
@@ -114,9 +119,22 @@ def test_a_finished_run_may_be_resumed_and_stays_as_it_is(undisturbed: Path) -> 
     assert (undisturbed / "metrics.jsonl").read_bytes() == metrics
 
 
-def test_a_run_that_diverges_stops_and_keeps_its_checkpoint(image: Path, tmp_path: Path) -> None:
-    recipe = small_run.write_recipe(tmp_path, image, optim={"max_skipped": 2})
-    code, stderr = small_run.run({"config": str(recipe), "stages.0.lr": "1e30", "checkpoint_every": "1"})
+def test_another_recipe_is_shown_and_needs_a_word(undisturbed: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(undisturbed, run)
+    changes = {"stages.1.lr": "0.002", "optim.weight_decay": "0.1", "speed.recompute": "blocks", "stages.1.steps": "15"}
+    code, stderr = small_run.run({"resume": str(run), **changes})
     assert code == 2
-    assert "lower the learning rate" in stderr
-    assert stderr.splitlines()[-1].startswith("error: ")
+    for line in ("stages.1.lr (0.001 before, 0.002 now)", "optim.weight_decay (0.05 before, 0.1 now)", "(6 before, 15"):
+        assert line in stderr
+    assert "recompute" not in stderr, "what changes no number needs no word"
+    assert stderr.splitlines()[-1].endswith("go on with them by --allow-config-change")
+    assert (run / "metrics.jsonl").read_bytes() == (undisturbed / "metrics.jsonl").read_bytes()
+    assert small_run.run({"resume": str(run), **changes, "allow-config-change": ""}).code == 0
+    assert last_step(run) == 23
+
+
+def test_no_word_lets_another_model_pass(undisturbed: Path) -> None:
+    code, stderr = small_run.run({"resume": str(undisturbed), "seed": "6", "allow-config-change": ""})
+    assert code == 2
+    assert "expected the model the run began with, got other values of seed (5 before, 6 now)" in stderr

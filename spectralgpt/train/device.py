@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a recipe means on this machine: device, precision, and the model and its optimizer on the device.
+
+`place` is the only way there. It fills parameters that already lie where they belong, whole or in shards, from
+whole tensors on the first process, so a model that no single device holds is never put together on one.
+"""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import AdamW
+
+from spectralgpt.errors import UserError
+from spectralgpt.models.autoencoder import Autoencoder
+from spectralgpt.models.config import ModelConfig
+from spectralgpt.nn import Block
+from spectralgpt.train import distributed
+from spectralgpt.train.config import RunConfig
+from spectralgpt.train.optim import adamw
+from spectralgpt.train.stages import Snapshot
+
+
+def device_type(config: RunConfig) -> str:
+    """Where a run computes: "cpu" or "cuda"."""
+    return "cuda" if config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available()) else "cpu"
+
+
+def set_up_torch(config: RunConfig) -> torch.device:
+    """Applies device, threads and determinism, which belong to the process."""
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("device: expected a CUDA device, got none; leave it at auto")
+    if config.speed.cuda_graph and device_type(config) != "cuda":
+        raise UserError("speed.cuda_graph: expected a CUDA device, got cpu; turn it off")
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    if config.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    cuda = device_type(config) == "cuda"
+    return torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
+
+
+def matrix_dtype(config: RunConfig, device: torch.device) -> torch.dtype:
+    """What matrices are multiplied in."""
+    precision = config.precision
+    if precision == "auto":
+        precision = "bf16" if device.type == "cuda" else "fp32"
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+
+
+def place(
+    config: RunConfig, model_config: ModelConfig, device: torch.device, snapshot: Snapshot
+) -> tuple[Autoencoder, nn.Module, AdamW]:
+    """The snapshot on the device, whole or in shards; the module to call; the optimizer."""
+    with torch.device("meta"):
+        autoencoder = Autoencoder(model_config)
+    blocks = [module for module in autoencoder.modules() if isinstance(module, Block)]
+    for block in blocks:
+        block.recompute = config.speed.recompute
+    several = distributed.world_size() > 1
+    if several and config.speed.parallel == "fsdp":
+        distributed.shard(blocks, autoencoder, device)
+    autoencoder.to_empty(device=device)
+    optimizer = adamw(autoencoder, config.optim)
+    with torch.no_grad():
+        for name, parameter in autoencoder.named_parameters():
+            parameter.copy_(distributed.spread(snapshot.weights[name], parameter))
+            for key, values in snapshot.moments.items():
+                like = parameter if values[name].dim() else torch.empty((), device=device)
+                optimizer.state[parameter][key] = distributed.spread(values[name], like)
+    if config.speed.compile:
+        autoencoder.compile()
+    model: nn.Module = autoencoder
+    if several and config.speed.parallel == "ddp" and not config.speed.cuda_graph:
+        model = DistributedDataParallel(autoencoder, gradient_as_bucket_view=True)
+    autoencoder.train()
+    return autoencoder, model, optimizer
