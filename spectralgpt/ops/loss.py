@@ -86,10 +86,13 @@ def _loss_meta(
 def _loss_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:  # noqa: ANN401
     _, token, spectral, gradient, scale = output
     ctx.save_for_backward(gradient, scale)
+    ctx.set_materialize_grads(False)  # or each backward would make zeros as large as the gradient, for nobody
     ctx.mark_non_differentiable(token, spectral, gradient, scale)
 
 
-def _loss_backward(ctx: Any, grad_total: Tensor, *_: Any) -> tuple[Tensor | None, ...]:  # noqa: ANN401
+def _loss_backward(ctx: Any, grad_total: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:  # noqa: ANN401
+    if grad_total is None:
+        return (None,) * 10
     gradient, scale = ctx.saved_tensors
     if gradient.numel() == 0:
         raise RuntimeError("reconstruction_loss: expected with_gradient=True for a backward pass, got False")
