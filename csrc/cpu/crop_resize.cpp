@@ -40,6 +40,7 @@ struct Scratch {
 
     template <class T>
     T* take(int64_t count) {
+        next += -reinterpret_cast<uintptr_t>(next) % alignof(T);
         T* part = reinterpret_cast<T*>(next);
         next += count * static_cast<int64_t>(sizeof(T));
         return part;

@@ -17,9 +17,9 @@ constexpr int64_t kSamples = 8;  // per block of the forward; of the backward, s
 
 // By one block: the places of a sample are each of 0 .. K-1 once, and others.
 SPECTRAL_DEVICE void check_places(const int64_t* ids, int64_t num_tokens, int64_t num_keep) {
-    SPECTRAL_SHARED int64_t scratch[kWarps];
+    SPECTRAL_SHARED uint64_t scratch[kWarps];
     uint64_t difference = 0;  // between the hashes found and those expected; wraps around, and that is no matter
-    int64_t count = 0;
+    uint64_t count = 0;
     for (int64_t token = thread_index(); token < num_tokens; token += kThreads) {
         device_check(ids[token] >= 0, "assemble_tokens: expected ids_restore of at least 0", ids[token]);
         if (ids[token] >= num_keep) continue;
@@ -28,10 +28,11 @@ SPECTRAL_DEVICE void check_places(const int64_t* ids, int64_t num_tokens, int64_
     }
     for (int64_t place = thread_index(); place < num_keep; place += kThreads) difference -= place_hash(place);
     count = block_sum(count, scratch);
-    const auto total = block_sum(static_cast<int64_t>(difference), scratch);
+    difference = block_sum(difference, scratch);
     if (thread_index() == 0) {
-        device_check(total == 0 && count == num_keep,
-                     "assemble_tokens: expected ids_restore to hold each visible place once per sample", count);
+        device_check(difference == 0 && count == static_cast<uint64_t>(num_keep),
+                     "assemble_tokens: expected ids_restore to hold each visible place once per sample",
+                     static_cast<int64_t>(count));
     }
 }
 

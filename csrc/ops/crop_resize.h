@@ -84,7 +84,9 @@ inline int64_t most_taps(int64_t in, int64_t out) { return in > out ? 4 * in / o
 // source rows as columns, that block resized, and the box resized along its rows.
 inline int64_t crop_resize_scratch(int64_t size, int64_t side, int64_t value_bytes) {
     const int64_t row = (size + 7) / 8 * 8, rows = (side + 7) / 8 * 8;
-    return 2 * size * (16 + most_taps(side, size) * value_bytes) + (8 * rows + 8 * row + rows * row) * value_bytes;
+    const int64_t bytes =
+        2 * size * (16 + most_taps(side, size) * value_bytes) + (8 * rows + 8 * row + rows * row) * value_bytes;
+    return (bytes + 127) / 64 * 64;  // with room for aligning each part
 }
 
 // Calls body(Type<pixel>{}) for the element type of the pixels.
