@@ -20,18 +20,13 @@ struct Box {
 Box checked_box(const CropResizeParams& params, int64_t sample) {
     const int64_t* layout = params.layout + 3 * sample;
     const int32_t* box = params.boxes + 4 * sample;
-    const Box found{layout[0], layout[1], layout[2], box[0], box[1], box[2], box[3]};
-    const bool sized = found.start >= 0 && found.height > 0 && found.width > 0 &&
-                       found.width <= params.num_pixels / params.bands / found.height &&
-                       found.start <= params.num_pixels - params.bands * found.height * found.width;
-    if (!sized || found.y < 0 || found.x < 0 || found.rows < 1 || found.columns < 1 ||
-        found.y + found.rows > found.height || found.x + found.columns > found.width) {
+    if (!box_is_inside(params, sample)) {
         fail<IndexError>("crop_resize: expected images inside the buffer of ", params.num_pixels,
                          " values and boxes inside the images, got sample ", sample, " with start, height, width [",
                          layout[0], ", ", layout[1], ", ", layout[2], "] and box [", box[0], ", ", box[1], ", ", box[2],
                          ", ", box[3], "]");
     }
-    return found;
+    return {layout[0], layout[1], layout[2], box[0], box[1], box[2], box[3]};
 }
 
 // Hands out the parts of a thread's scratch.

@@ -12,22 +12,13 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int64_t kValues = 4;  // output values of a thread
 
-SPECTRAL_DEVICE void check_box(const CropResizeParams& params, const int64_t* layout, const int32_t* box) {
-    const int64_t start = layout[0], height = layout[1], width = layout[2];
-    const bool sized = start >= 0 && height > 0 && width > 0 && width <= params.num_pixels / params.bands / height &&
-                       start <= params.num_pixels - params.bands * height * width;
-    device_check(sized && box[0] >= 0 && box[1] >= 0 && box[2] > 0 && box[3] > 0 &&
-                     int64_t{box[0]} + box[2] <= height && int64_t{box[1]} + box[3] <= width,
-                 "crop_resize: expected images inside the buffer and boxes inside the images, in sample",
-                 block_index());
-}
-
 template <class P, class O, class A>
 SPECTRAL_KERNEL void resize_kernel(CropResizeParams params, int64_t blocks_per_plane) {
     const int64_t plane = block_index() / blocks_per_plane, sample = plane / params.bands;
     const int64_t* layout = params.layout + 3 * sample;
     const int32_t* box = params.boxes + 4 * sample;
-    check_box(params, layout, box);
+    device_check(box_is_inside(params, sample),
+                 "crop_resize: expected images inside the buffer and boxes inside the images, in sample", sample);
     const int64_t size = params.size, width = layout[2];
     const bool flip_rows = params.flips[2 * sample], flip_columns = params.flips[2 * sample + 1];
     const P* corner = static_cast<const P*>(params.pixels) + layout[0] + plane % params.bands * layout[1] * width +

@@ -46,7 +46,7 @@ SPECTRAL_HOST_DEVICE uint64_t place_hash(int64_t place) {
     return hash ^ hash >> 31;
 }
 
-// Calls body(Type<wide>{}, Type<narrow>{}) for the pairs of dtypes the kernels are built for.
+// Calls body(Type<first>{}, Type<second>{}) for the pairs of dtypes the kernels are built for.
 template <class Body>
 void dispatch_pair(const char* op, Dtype first, Dtype second, Body body) {
     check((first == Dtype::kFloat64) == (second == Dtype::kFloat64), op,

@@ -27,6 +27,17 @@ struct CropResizeParams {
     int64_t batch, bands, size, num_pixels, scratch_size;
 };
 
+// Whether a sample's image lies inside the buffer and its box, not empty, inside the image. Products of untrusted sizes
+// may overflow, so the buffer is divided by them instead.
+SPECTRAL_HOST_DEVICE bool box_is_inside(const CropResizeParams& params, int64_t sample) {
+    const int64_t *layout = params.layout + 3 * sample, start = layout[0], height = layout[1], width = layout[2];
+    const int32_t* box = params.boxes + 4 * sample;
+    const bool sized = start >= 0 && height > 0 && width > 0 && width <= params.num_pixels / params.bands / height &&
+                       start <= params.num_pixels - params.bands * height * width;
+    return sized && box[0] >= 0 && box[1] >= 0 && box[2] > 0 && box[3] > 0 && int64_t{box[0]} + box[2] <= height &&
+           int64_t{box[1]} + box[3] <= width;
+}
+
 // Which values of an axis an output value is made of, and how much of each (align_corners=False).
 template <class A>
 struct Taps {

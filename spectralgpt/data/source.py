@@ -77,7 +77,7 @@ class ImageViews(Dataset[Any]):
             raise UserError(f"{dataset.root}: expected images in the split {dataset.split}, found none")
         views = ViewConfig(size=size, area=config.crop_area)
         views = views if split == "train" else views.evaluation()
-        normalizer = config.normalizer((1, 1))
+        normalizer = config.normalizer((1, 1))  # whatever its size, an image of a data set counts as a patch
         self.split: Split = split
         self.views = Views(dataset, normalizer, views, patch_size, seed, replace_bad=split == "train")
         self._dataset = dataset

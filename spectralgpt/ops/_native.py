@@ -268,12 +268,11 @@ def assemble_tokens_backward(
     """Gradients of the assembly, each in the dtype sums are taken in, then in its own."""
     assert _C is not None
     wide = sum_dtype(grad)
+    own = wide if torch.float64 in (wide, visible_dtype) else visible_dtype  # kernels know float64 with itself only
     visible, mask_token, positions = (
         output if output.dtype == dtype else output.new_empty(output.shape, dtype=dtype)
-        for output, dtype in zip(outputs, (wide if wide == torch.float64 else visible_dtype, wide, wide), strict=True)
+        for output, dtype in zip(outputs, (own, wide, wide), strict=True)
     )
-    if visible.dtype == torch.float64 != wide:
-        visible = visible.new_empty(visible.shape, dtype=wide)
     grad, ids_restore = grad.contiguous(), ids_restore.contiguous()
     scratch = positions.new_empty(_C.assemble_scratch(*positions.shape))
     _launch(
