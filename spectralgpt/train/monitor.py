@@ -23,12 +23,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from spectralgpt.data.loader import Key
+from spectralgpt.models.reconstruction import Reconstruction
 from spectralgpt.train import distributed
 from spectralgpt.train.boards import Boards
 from spectralgpt.train.config import RunConfig, StageConfig
 from spectralgpt.train.flops import forward_flops
 from spectralgpt.train.folder import RunFolder
-from spectralgpt.train.metrics import Reconstruction
 from spectralgpt.train.run import Progress, Run
 from spectralgpt.train.speed import Speed
 

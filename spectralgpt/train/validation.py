@@ -15,8 +15,8 @@ from spectralgpt.data.datasets.scene import SceneWindows
 from spectralgpt.data.source import ImageViews
 from spectralgpt.models.autoencoder import Autoencoder
 from spectralgpt.models.base import arrange_bands
+from spectralgpt.models.reconstruction import Reconstruction, denormalize, evaluate
 from spectralgpt.train.config import StageConfig
-from spectralgpt.train.metrics import Reconstruction, denormalize, evaluate
 from spectralgpt.viz.figures import Example, reconstruction_figure
 
 _EXAMPLES = 3

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from spectralgpt.models.reconstruction import BandError, Reconstruction
 from spectralgpt.train.config import RunConfig
 from spectralgpt.train.folder import RunFolder
-from spectralgpt.train.metrics import BandError, Reconstruction
 from spectralgpt.train.monitor import Monitor, keep_rows
 from spectralgpt.train.run import Progress
 

@@ -94,40 +94,71 @@ def evaluate(
     seed: int,
     device: torch.device,
 ) -> Reconstruction:
-    """Rebuilds the hidden tokens of every batch; masks depend on (seed, sample id) alone: any two models meet the same.
+    """Rebuilds the hidden tokens of every batch and scores them.
 
     Args:
         autoencoder: left in the mode it came in.
-        batches: dictionaries with `image` (B, C, H, W), `valid` (B, L) and `sample_id` (B,), and `offset` and `scale`
-            (B, C) where pixels were normalised by (x - offset) * scale.
+        batches: as `Rebuilding.add` takes them.
         mask_ratio: share of hidden tokens.
-        seed: the run's seed; the mask's step is 0, which training never uses.
+        seed: the run's seed.
         device: where the model is.
     """
-    config = autoencoder.config
-    patch_size = config.patch_size
-    errors = torch.zeros(3, dtype=torch.float64, device=device)
-    count = torch.zeros((), dtype=torch.float64, device=device)
-    loss, windows = torch.zeros((), dtype=torch.float64, device=device), 0
-    errors_by_band = _BandErrors(config, device)
     was_training = autoencoder.training
     autoencoder.eval()
+    rebuilding = Rebuilding(autoencoder, mask_ratio=mask_ratio, seed=seed, device=device)
     for batch in batches:
-        image, valid, sample_id = (batch[key].to(device) for key in ("image", "valid", "sample_id"))
-        mask = ops.random_cube_mask(sample_id, valid.shape[1], mask_ratio, seed=seed)
-        output = autoencoder(image, mask, valid=valid)
+        rebuilding.add(batch)
+    autoencoder.train(was_training)
+    return rebuilding.result()
+
+
+class Rebuilding:
+    """Hides tokens of images, rebuilds them, and keeps count of the errors.
+
+    Masks depend on (seed, sample id) alone, so any two models meet the same; their step is 0, which training never
+    uses.
+    """
+
+    def __init__(self, autoencoder: Autoencoder, *, mask_ratio: float, seed: int, device: torch.device) -> None:
+        """For a model in evaluation mode on `device`."""
+        self._autoencoder, self._mask_ratio, self._seed, self._device = autoencoder, mask_ratio, seed, device
+        self._errors = torch.zeros(3, dtype=torch.float64, device=device)
+        self._count, self._loss = (torch.zeros((), dtype=torch.float64, device=device) for _ in range(2))
+        self._windows = 0
+        self._by_band = _BandErrors(autoencoder.config, device)
+
+    @torch.no_grad()
+    def add(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Rebuilds a batch.
+
+        Args:
+            batch: `image` (B, C, H, W), `valid` (B, L) and `sample_id` (B,), and `offset` and `scale` (B, C) where
+                pixels were normalised by (x - offset) * scale.
+
+        Returns:
+            Every token as rebuilt, (B, L, P), in the units of the image (`denormalize` is applied), and which tokens
+            were hidden, (B, L) bool.
+        """
+        config, patch_size = self._autoencoder.config, self._autoencoder.config.patch_size
+        image, valid, sample_id = (batch[key].to(self._device) for key in ("image", "valid", "sample_id"))
+        mask = ops.random_cube_mask(sample_id, valid.shape[1], self._mask_ratio, seed=self._seed)
+        output = self._autoencoder(image, mask, valid=valid)
         truth = ops.patchify3d(arrange_bands(image.float(), config), patch_size)
         rebuilt = denormalize(output.prediction.float(), truth) if config.normalize_targets else output.prediction
         scored = mask.mask & valid
         candidates = (rebuilt, *baselines(truth, ~mask.mask & valid, config.grid_of(*image.shape[-2:]), patch_size[0]))
-        errors += torch.stack([(candidate - truth)[scored].double().square().sum() for candidate in candidates])
-        count += scored.sum() * truth.shape[2]
-        errors_by_band.add(rebuilt, batch, scored, valid)
-        loss += output.loss.double() * len(image)
-        windows += len(image)
-    autoencoder.train(was_training)
-    psnr = [_decibel(mse) for mse in (errors / count).tolist()]
-    return Reconstruction(psnr[0], psnr[1], psnr[2], loss.item() / windows, windows, *errors_by_band.result())
+        self._errors += torch.stack([(guess - truth)[scored].double().square().sum() for guess in candidates])
+        self._count += scored.sum() * truth.shape[2]
+        self._by_band.add(rebuilt, batch, scored, valid)
+        self._loss += output.loss.double() * len(image)
+        self._windows += len(image)
+        return rebuilt, mask.mask
+
+    def result(self) -> Reconstruction:
+        """The errors over all batches so far."""
+        psnr = [_decibel(mse) for mse in (self._errors / self._count).tolist()]
+        loss = self._loss.item() / self._windows if self._windows else math.nan
+        return Reconstruction(psnr[0], psnr[1], psnr[2], loss, self._windows, *self._by_band.result())
 
 
 class _BandErrors:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import spectralgpt
 from spectralgpt import ops
-from spectralgpt.train.metrics import baselines, denormalize, evaluate
+from spectralgpt.models.reconstruction import baselines, denormalize, evaluate
 
 GRID = (4, 3, 5)
 BANDS = 3
