@@ -22,7 +22,8 @@ MAY_IMPORT = {
     "data": {"ops", "viz"},
     "viz": set(),
     "train": {"ops", "nn", "models", "data", "viz"},
-    "cli": {"ops", "nn", "models", "data", "viz", "train"},
+    "predict": {"ops", "nn", "models", "heads", "data", "viz"},
+    "cli": {"ops", "nn", "models", "heads", "data", "viz", "train", "predict"},
 }
 # what only one file may touch
 ONLY_IN = {
