@@ -211,7 +211,7 @@ SENTINEL2 = SensorCard(
         Band("B05", 0.7041, 0.015, 20, ("rededge1", "vegetation red edge 1")),
         Band("B06", 0.7405, 0.015, 20, ("rededge2", "vegetation red edge 2")),
         Band("B07", 0.7828, 0.020, 20, ("rededge3", "vegetation red edge 3")),
-        Band("B08", 0.8328, 0.106, 10, ("nir",)),
+        Band("B08", 0.8328, 0.106, 10, ("nir", "nir broad")),
         Band("B8A", 0.8647, 0.021, 20, ("nir08", "narrow nir", "nir narrow")),
         Band("B09", 0.9451, 0.020, 60, ("nir09", "water vapour", "water vapor")),
         Band("B10", 1.3735, 0.031, 60, ("cirrus",)),

@@ -16,6 +16,7 @@ from typing import Literal
 from spectralgpt.data.bands import SensorCard
 from spectralgpt.data.places import Place, Source, file_source, folder_source
 from spectralgpt.data.products import product_source
+from spectralgpt.data.stac import is_item, stac_source
 from spectralgpt.errors import UserError
 
 Missing = Literal["error", "drop", "nearest"]
@@ -35,6 +36,8 @@ def find_source(path: Path, card: SensorCard | None, band_order: Sequence[str] |
     Raises:
         UserError: which band is which, or the sensor, cannot be told beyond doubt.
     """
+    if is_item(path):
+        return stac_source(path, card)
     if not path.is_dir():
         return file_source(path, card, band_order)
     product = product_source(path)
@@ -62,6 +65,8 @@ def complete(
     missing = [name for name in wanted.names if name not in places]
     if missing and (policy == "error" or not places):
         there = f"there is {' '.join(places)}; leave the missing out of data.bands" if places else "found none"
+        if "remote" in metadata:
+            there += f", or download {metadata['remote']}, which the item only links to"
         raise UserError(f"{path}: expected band {' '.join(missing)}, {there}")
     if missing and policy == "drop":
         metadata["dropped"] = " ".join(missing)

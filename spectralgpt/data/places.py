@@ -50,7 +50,7 @@ def file_source(path: Path, card: SensorCard | None, band_order: Sequence[str] |
         numbers = _numbers_by_wavelength(header, card)
     else:
         numbers = _numbers_by_name(header, card, band_order)
-    return Source(card, {name: _place(header, number, card) for name, number in numbers.items()})
+    return Source(card, {name: place_of(header, number, card) for name, number in numbers.items()})
 
 
 def folder_source(folder: Path, card: SensorCard) -> Source:
@@ -72,7 +72,7 @@ def folder_source(folder: Path, card: SensorCard) -> Source:
                 f"{headers[0].path}: expected one band, as the file name says {name}, got "
                 f"{len(headers[0].descriptions)}; give multi-band files other names"
             )
-        places[name] = _place(headers[0], 1, card)
+        places[name] = place_of(headers[0], 1, card)
     return Source(card, {name: places[name] for name in card.names if name in places})
 
 
@@ -114,7 +114,8 @@ def pixel_area(header: Header) -> float:
     return abs(float(header.transform.determinant))
 
 
-def _place(header: Header, number: int, card: SensorCard) -> Place:
+def place_of(header: Header, number: int, card: SensorCard) -> Place:
+    """A band by its number in a file; what its values mean, by the file's tags or else the card."""
     scale, offset = header.scales[number - 1], header.offsets[number - 1]
     if scale:
         return Place(header, number, scale, -(offset or 0.0) / scale)

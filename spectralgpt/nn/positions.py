@@ -90,7 +90,7 @@ def resample_spatial(positions: Tensor, size: tuple[int, int], new_size: tuple[i
     Returns:
         (G*h'*w', D); `positions` itself where the sizes agree.
     """
-    if tuple(size) == tuple(new_size):
+    if not _is_open(new_size) and tuple(size) == tuple(new_size):
         return positions
     planes = positions.reshape(-1, *size, positions.shape[1]).permute(0, 3, 1, 2)
     resized = F.interpolate(planes, size=tuple(new_size), mode="bicubic", align_corners=False)
@@ -117,6 +117,11 @@ def resample_spectral(positions: Tensor, centres: Sequence[float], new_centres: 
     weight = weight.to(positions)[:, None]
     rows = positions[order.to(positions.device)]
     return torch.lerp(rows[left.to(rows.device)], rows[right.to(rows.device)], weight)
+
+
+def _is_open(size: tuple[int, int]) -> bool:
+    """Whether an export leaves a size open: comparing it would close it, and resampling to the same size is exact."""
+    return any(isinstance(length, torch.SymInt) for length in size) and torch.compiler.is_exporting()
 
 
 def _learned(rows: int, dim: int) -> nn.Parameter:
