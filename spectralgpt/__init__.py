@@ -11,12 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from spectralgpt import ops
+    from spectralgpt.heads import (
+        create_change_detector,
+        create_classifier,
+        create_segmenter,
+        from_pretrained,
+    )
     from spectralgpt.models.reference_checkpoint import (
         LoadReport,
         load_reference_checkpoint,
         reference_state_dict,
     )
-    from spectralgpt.models.registry import create_autoencoder, create_model, from_pretrained
+    from spectralgpt.models.registry import create_autoencoder, create_model
     from spectralgpt.ops import CubeMask
 
 __version__ = "0.1.0"
@@ -26,7 +32,10 @@ __all__ = [
     "LoadReport",
     "__version__",
     "create_autoencoder",
+    "create_change_detector",
+    "create_classifier",
     "create_model",
+    "create_segmenter",
     "from_pretrained",
     "load_reference_checkpoint",
     "ops",
@@ -37,8 +46,11 @@ _HOMES = {
     "CubeMask": "spectralgpt.ops",
     "LoadReport": "spectralgpt.models.reference_checkpoint",
     "create_autoencoder": "spectralgpt.models.registry",
+    "create_change_detector": "spectralgpt.heads",
+    "create_classifier": "spectralgpt.heads",
     "create_model": "spectralgpt.models.registry",
-    "from_pretrained": "spectralgpt.models.registry",
+    "create_segmenter": "spectralgpt.heads",
+    "from_pretrained": "spectralgpt.heads",
     "load_reference_checkpoint": "spectralgpt.models.reference_checkpoint",
     "reference_state_dict": "spectralgpt.models.reference_checkpoint",
 }

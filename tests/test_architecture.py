@@ -21,7 +21,8 @@ MAY_IMPORT = {
     "models": {"ops", "nn"},
     "data": {"ops", "viz"},
     "viz": set(),
-    "train": {"ops", "nn", "models", "data", "viz"},
+    "heads": {"ops", "nn", "models"},
+    "train": {"ops", "nn", "models", "heads", "data", "viz"},
     "predict": {"ops", "nn", "models", "heads", "data", "viz"},
     "cli": {"ops", "nn", "models", "heads", "data", "viz", "train", "predict"},
 }

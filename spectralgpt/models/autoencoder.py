@@ -7,6 +7,7 @@ larger cost.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -78,6 +79,11 @@ class Autoencoder(SpectralModel):
     """Encoder, decoder and the reconstruction loss."""
 
     kind: ClassVar[str] = "autoencoder"
+    published_names: Mapping[str, str] = {
+        "decoder.mask_token": "mask_token",
+        "decoder.": "decoder_",
+        **SpectralModel.published_names,
+    }
 
     def __init__(self, config: ModelConfig) -> None:
         """Fresh weights, drawn as the published model draws them."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -22,12 +23,27 @@ from spectralgpt.nn import PositionEmbedding
 
 logger = logging.getLogger(__name__)
 
+KINDS: dict[str, type[SpectralModel]] = {}
+"""What `from_pretrained` can build: each class with a `kind` of its own enters itself when its module is imported."""
+
 
 class SpectralModel(nn.Module):
     """A model built from one `ModelConfig`."""
 
     kind: ClassVar[str]
     """Which class `from_pretrained` builds."""
+    published_names: Mapping[str, str] = {
+        "positions.spatial": "pos_embed_spatial",
+        "positions.spectral": "pos_embed_temporal",
+        "positions.flat": "pos_embed",
+    }
+    """Parts of our parameter names and what published checkpoints call them."""
+
+    def __init_subclass__(cls) -> None:
+        """Enters the class in `KINDS`."""
+        super().__init_subclass__()
+        if "kind" in vars(cls):
+            KINDS[cls.kind] = cls
 
     def __init__(self, config: ModelConfig) -> None:
         """Sub-classes add the layers."""
@@ -35,13 +51,31 @@ class SpectralModel(nn.Module):
         self.config = config
         self.normalization: dict[str, Any] | None = None
 
-    def save_pretrained(self, folder: str | Path) -> None:
+    @classmethod
+    def build(cls, config: ModelConfig, head: Mapping[str, Any] | None = None) -> SpectralModel:
+        """A model with fresh weights from what `config.json` holds; `head` is the record of a task model."""
+        return cls(config)
+
+    def head_record(self) -> dict[str, Any] | None:
+        """What `build` needs beside the configuration, as plain values."""
+        return None
+
+    def plain_state_dict(self, tensors: Mapping[str, Tensor] | None = None) -> Mapping[str, Tensor]:
+        """The state dict that a model built from the configuration loads; `tensors` instead of the model's own."""
+        return self.state_dict() if tensors is None else tensors
+
+    def save_pretrained(self, folder: str | Path, tensors: Mapping[str, Tensor] | None = None) -> None:
         """Writes `model.safetensors` and `config.json`; `spectralgpt.from_pretrained(folder)` reads them back.
+
+        Args:
+            folder: made where it does not exist.
+            tensors: a state dict instead of the model's own, such as averaged weights.
 
         Raises:
             UserError: the folder cannot be written.
         """
-        write_pretrained(folder, self.kind, self.config, self.normalization, self.state_dict())
+        weights = self.plain_state_dict(tensors)
+        write_pretrained(folder, self.kind, self.config, self.normalization, weights, self.head_record())
 
     def resize(self, image_size: int | tuple[int, int]) -> None:
         """Resamples all spatial positions (bicubic) to another image size for good.

@@ -35,12 +35,14 @@ class SavedModel(NamedTuple):
         config: its configuration.
         normalization: of its pixels, as the data layer writes it.
         tensors: its state dict.
+        head: the record of a task model's head, None for other kinds.
     """
 
     kind: str
     config: ModelConfig
     normalization: dict[str, Any] | None
     tensors: dict[str, Tensor]
+    head: dict[str, Any] | None = None
 
 
 def write_pretrained(
@@ -49,6 +51,7 @@ def write_pretrained(
     config: ModelConfig,
     normalization: dict[str, Any] | None,
     tensors: Mapping[str, Tensor],
+    head: dict[str, Any] | None = None,
 ) -> None:
     """Writes both files of a model.
 
@@ -63,6 +66,8 @@ def write_pretrained(
         "model": config.to_dict(),
         "normalization": normalization,
     }
+    if head is not None:
+        record["head"] = head
     text = json.dumps(record, indent=2) + "\n"
     whole = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
     try:
@@ -90,7 +95,9 @@ def read_pretrained(folder: str | Path) -> SavedModel:
         record = json.loads(path.read_text(encoding="utf-8"))
         fields = {**record["model"]}
         config = make_config(fields.pop("name"), **fields)
-        kind, normalization = str(record["kind"]), record["normalization"]
+        kind, normalization, head = str(record["kind"]), record["normalization"], record.get("head")
+        if head is not None and not isinstance(head, dict):
+            raise TypeError(f"a head that is {type(head).__name__}")
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path}: expected a model's configuration, got {type(error).__name__}: {error}") from error
     tensors = load_weights(folder / WEIGHTS_FILE)
@@ -98,7 +105,7 @@ def read_pretrained(folder: str | Path) -> SavedModel:
         raise UserError(
             f"{folder / WEIGHTS_FILE}: expected the weights of its {CONFIG_FILE}, got {len(tensors)} tensors"
         )
-    return SavedModel(kind, config, normalization, tensors)
+    return SavedModel(kind, config, normalization, tensors, head)
 
 
 def _replace(path: Path, write: Callable[[Path], object]) -> None:

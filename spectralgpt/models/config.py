@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -84,19 +84,19 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         """Completes what was left open, brings sequences to tuples, and checks every value."""
-        _one_of("name", self.name, SIZES)
+        one_of("name", self.name, SIZES)
         for key, value in zip(_WIDTHS, SIZES[self.name], strict=True):
             self._set(key, getattr(self, key) or value)
         for key in ("bands", *_WIDTHS):
-            _count(key, getattr(self, key), most=1024 if "depth" in key else MAX_SIZE)
+            count(key, getattr(self, key), most=1024 if "depth" in key else MAX_SIZE)
         self._set("image_size", _sizes("image_size", self.image_size, 2))
         self._set("patch_size", _sizes("patch_size", self.patch_size, 3))
         self._set("band_names", _per_band("band_names", self.band_names, str, self.bands))
         self._set("wavelengths", _per_band("wavelengths", self.wavelengths, float, self.bands))
         self._set("groups", _index_groups(self.groups, self.bands, self.patch_size[0]))
-        _one_of("position_embedding", self.position_embedding, ("separable", "flat"))
-        _one_of("spectral_targets", self.spectral_targets, ("same", "raw"))
-        _one_of("attention_backend", self.attention_backend, ("auto", *BACKENDS))
+        one_of("position_embedding", self.position_embedding, ("separable", "flat"))
+        one_of("spectral_targets", self.spectral_targets, ("same", "raw"))
+        one_of("attention_backend", self.attention_backend, ("auto", *BACKENDS))
         for dim, heads in (("embed_dim", "num_heads"), ("decoder_embed_dim", "decoder_num_heads")):
             if getattr(self, dim) % getattr(self, heads):
                 raise UserError(
@@ -171,15 +171,31 @@ def make_config(name: str, **config: Any) -> ModelConfig:  # noqa: ANN401 - the 
     Raises:
         UserError: an unknown field, named together with the nearest known one, or a value that does not fit.
     """
-    known = [field.name for field in dataclasses.fields(ModelConfig)]
-    for key in config:
-        if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise UserError(f"model config: expected one of {', '.join(known)}, got {key!r}{hint}")
+    refuse_unknown("model config", config, [field.name for field in dataclasses.fields(ModelConfig)])
     patch_size = _sizes("patch_size", config.get("patch_size", ModelConfig.patch_size), 3)
     bands = band_fields(config.pop("bands", ModelConfig.bands), patch_size[0])
     return ModelConfig(name=name, **{**bands, **config})
+
+
+def refuse_unknown(what: str, keys: Iterable[str], known: Collection[str]) -> None:
+    """Raises a UserError that names the first unknown key and the nearest known one."""
+    for key in keys:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise UserError(f"{what}: expected one of {', '.join(known)}, got {key!r}{hint}")
+
+
+def one_of(key: str, value: str, known: Collection[str]) -> None:
+    """Raises a UserError where a value is none of the known ones."""
+    if value not in known:
+        raise UserError(f"{key}: expected one of {', '.join(known)}, got {value!r}")
+
+
+def count(key: str, value: object, *, least: int = 1, most: int = MAX_SIZE) -> None:
+    """Raises a UserError where a value is no whole number of the range."""
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+        raise UserError(f"{key}: expected a whole number from {least} to {most}, got {value!r}")
 
 
 def band_fields(bands: Any, bands_per_token: int) -> dict[str, Any]:  # noqa: ANN401 - three forms, told apart here
@@ -202,22 +218,12 @@ def band_fields(bands: Any, bands_per_token: int) -> dict[str, Any]:  # noqa: AN
     raise UserError(f"bands: expected a count, a sequence of names or a sensor card, got {bands!r}")
 
 
-def _one_of(key: str, value: str, known: Collection[str]) -> None:
-    if value not in known:
-        raise UserError(f"{key}: expected one of {', '.join(known)}, got {value!r}")
-
-
-def _count(key: str, value: object, *, most: int = MAX_SIZE) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
-        raise UserError(f"{key}: expected a whole number from 1 to {most}, got {value!r}")
-
-
-def _sizes(key: str, value: Any, count: int) -> tuple[int, ...]:  # noqa: ANN401 - YAML and JSON give lists
-    sizes = (value,) * count if isinstance(value, int) and count == 2 else value
-    if not isinstance(sizes, Sequence) or isinstance(sizes, str) or len(sizes) != count:
-        raise UserError(f"{key}: expected {count} whole numbers, got {value!r}")
+def _sizes(key: str, value: Any, length: int) -> tuple[int, ...]:  # noqa: ANN401 - YAML and JSON give lists
+    sizes = (value,) * length if isinstance(value, int) and length == 2 else value
+    if not isinstance(sizes, Sequence) or isinstance(sizes, str) or len(sizes) != length:
+        raise UserError(f"{key}: expected {length} whole numbers, got {value!r}")
     for size in sizes:
-        _count(key, size)
+        count(key, size)
     return tuple(sizes)
 
 

@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 from torch import Tensor, nn
 
+from spectralgpt.errors import UserError
 from spectralgpt.models.base import SpectralModel, arrange_bands
 from spectralgpt.models.config import ModelConfig
 from spectralgpt.nn import NORM_EPSILON, Block, PatchEmbed, PositionEmbedding
@@ -48,10 +50,40 @@ class Encoder(SpectralModel):
         Raises:
             UserError: wrong band count, or a size that the patch does not divide.
         """
-        image = arrange_bands(image, self.config)
-        grid = self.config.grid_of(*image.shape[-2:])
-        tokens = self.patch_embed(image, ids_keep) + self.positions(grid, ids_keep)
+        tokens = self._embed(image, ids_keep)
         for block in self.blocks:
             tokens = block(tokens)
         encoded: Tensor = self.norm(tokens)
         return encoded
+
+    def intermediate(self, image: Tensor, layers: Sequence[int] = (-1,), *, norm: bool = True) -> list[Tensor]:
+        """The tokens behind some of the blocks; blocks after the last one asked for do not run.
+
+        Args:
+            image: (B, C, H, W), as for `forward`.
+            layers: block indices, negative ones from the end; the result has their order.
+            norm: apply the final LayerNorm where the last block is asked for, so that it is what `forward` gives.
+
+        Returns:
+            One (B, L, D) per layer.
+
+        Raises:
+            UserError: as `forward`, or a layer that the encoder does not have.
+        """
+        depth = len(self.blocks)
+        for layer in layers:
+            if not -depth <= layer < depth:
+                raise UserError(f"layers: expected block indices from {-depth} to {depth - 1}, got {layer}")
+        wanted = [layer % depth for layer in layers]
+        tokens, kept = self._embed(image), {}
+        for index, block in enumerate(self.blocks[: max(wanted, default=-1) + 1]):
+            tokens = block(tokens)
+            if index in wanted:
+                kept[index] = self.norm(tokens) if norm and index == depth - 1 else tokens
+        return [kept[index] for index in wanted]
+
+    def _embed(self, image: Tensor, ids_keep: Tensor | None = None) -> Tensor:
+        image = arrange_bands(image, self.config)
+        grid = self.config.grid_of(*image.shape[-2:])
+        tokens: Tensor = self.patch_embed(image, ids_keep) + self.positions(grid, ids_keep)
+        return tokens

@@ -25,13 +25,6 @@ from spectralgpt.models.config import ModelConfig
 from spectralgpt.models.safe_load import load_tensors
 from spectralgpt.nn import resample_spatial
 
-_RENAMED = {
-    "decoder.mask_token": "mask_token",
-    "decoder.": "decoder_",
-    "positions.spatial": "pos_embed_spatial",
-    "positions.spectral": "pos_embed_temporal",
-    "positions.flat": "pos_embed",
-}
 _DECODER = re.compile(r"decoder_|mask_token$")
 _FUSED = re.compile(r"\.attn\.(to_qkv|qkv)\.")
 
@@ -136,7 +129,7 @@ def _entries(model: SpectralModel) -> Iterator[_Entry]:
     """Every parameter with its published name and shape; the fused qkv as three."""
     for name, parameter in model.named_parameters():
         key = name.removeprefix("encoder.")
-        for ours, published in _RENAMED.items():
+        for ours, published in model.published_names.items():
             key = key.replace(ours, published)
         shape = tuple(parameter.shape)
         if "pos_embed" in key or key == "mask_token":

@@ -10,12 +10,10 @@ import torch
 
 from spectralgpt.errors import UserError
 from spectralgpt.models.autoencoder import Autoencoder
-from spectralgpt.models.base import SpectralModel
+from spectralgpt.models.base import KINDS, SpectralModel
 from spectralgpt.models.checkpoint import CONFIG_FILE, WEIGHTS_FILE, read_pretrained
 from spectralgpt.models.config import make_config
 from spectralgpt.models.encoder import Encoder
-
-KINDS: dict[str, type[SpectralModel]] = {model.kind: model for model in (Encoder, Autoencoder)}
 
 
 def create_model(name: str, **config: Any) -> Encoder:  # noqa: ANN401 - the fields of ModelConfig
@@ -46,7 +44,9 @@ def from_pretrained(
     bands: Any = None,  # noqa: ANN401 - the forms that create_model takes
     image_size: int | tuple[int, int] | None = None,
 ) -> SpectralModel:
-    """The model that `save_pretrained` wrote, an encoder or an autoencoder as it was.
+    """The model that `save_pretrained` wrote, of the kind it was.
+
+    `spectralgpt.from_pretrained` is this function with the task models of `spectralgpt.heads` known.
 
     Args:
         folder: with `model.safetensors` and `config.json`.
@@ -58,9 +58,9 @@ def from_pretrained(
     """
     saved = read_pretrained(folder)
     if saved.kind not in KINDS:
-        raise UserError(f"{Path(folder) / CONFIG_FILE}: expected kind {' or '.join(KINDS)}, got {saved.kind!r}")
+        raise UserError(f"{Path(folder) / CONFIG_FILE}: expected kind {', '.join(KINDS)}, got {saved.kind!r}")
     with torch.device("meta"):  # no time and memory for weights that are replaced at once
-        model = KINDS[saved.kind](saved.config)
+        model = KINDS[saved.kind].build(saved.config, saved.head)
     try:
         model.load_state_dict(saved.tensors, assign=True)
     except RuntimeError as error:

@@ -131,7 +131,7 @@ def test_missing_files(small_encoder, tmp_path):
         (
             "config.json",
             lambda raw: raw.replace(b'"encoder"', b'"robot"'),
-            "expected kind encoder or autoencoder, got 'robot'",
+            "expected kind .*encoder, autoencoder.*, got 'robot'",
         ),
         (
             "config.json",
