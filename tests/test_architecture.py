@@ -30,7 +30,7 @@ MAY_IMPORT = {
 ONLY_IN = {
     r"\bimport _C\b|\b_C\b.*import|spectralgpt\._C import": "ops/_native.py",
     r"\.data_ptr\(": "ops/_native.py",
-    r"^\s*(import|from) rasterio": "data/raster.py",
+    r"^\s*(import|from) rasterio": "data/raster",
     r"^\s*(import|from) xformers|import_module\(\"xformers": "nn/attention.py",
     r"^\s*(import|from) matplotlib": "viz/",
 }

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Raster files: headers, windows, masks, GeoTIFF output. The only module that imports rasterio.
+"""Raster files: headers, windows, masks, GeoTIFF output. Beside `raster_write` the only module that imports rasterio.
 
 Files are untrusted, and three rules hold for all of them. The driver follows from the file's first bytes, so
 a text file cannot make GDAL open other files or the network. Headers are checked before the first read, so
@@ -312,12 +312,12 @@ def _blaming(path: Path) -> Iterator[None]:
     try:
         yield
     except (RasterioError, CRSError, UnicodeError) as error:
-        raise UserError(f"{path}: damaged raster ({_reason(error)})") from error
+        raise UserError(f"{path}: damaged raster ({reason(error)})") from error
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
 
 
-def _reason(error: BaseException) -> str:
+def reason(error: BaseException) -> str:
     """The deepest cause in one line: rasterio puts what GDAL said there."""
     while error.__cause__ is not None:
         error = error.__cause__

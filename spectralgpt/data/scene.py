@@ -76,7 +76,7 @@ class Scene:
         for header in headers:
             channels = [i for i, place in enumerate(places) if place.header.path == header.path]
             numbers = [places[i].number for i in channels]
-            self._sources.append(_Source(header, numbers, channels, *_axes(header, grid)))
+            self._sources.append(_Source(header, numbers, channels, *axes(header, grid)))
         # Tensors, because those go to worker processes as shared memory instead of as copies.
         self._pixels: torch.Tensor | None = None
         self._valid: torch.Tensor | None = None
@@ -133,6 +133,11 @@ class Scene:
     def nbytes(self) -> int:
         """Memory that `load` takes at most: pixels, and a byte of validity for each."""
         return len(self.band_names) * self.shape[0] * self.shape[1] * (self.dtype.itemsize + 1)
+
+    @property
+    def headers(self) -> tuple[Header, ...]:
+        """Of the files behind the bands."""
+        return tuple(source.header for source in self._sources)
 
     @property
     def is_loaded(self) -> bool:
@@ -244,8 +249,12 @@ def _common_dtype(headers: list[Header]) -> np.dtype[Any]:
     return dtype if dtype.kind in "iu" and dtype.itemsize <= 2 else np.dtype(np.float32)
 
 
-def _axes(header: Header, grid: Header) -> tuple[Axis, Axis]:
-    """Rows and columns of a file under the common grid."""
+def axes(header: Header, grid: Header | Scene) -> tuple[Axis, Axis]:
+    """Rows and columns of a file under a common grid.
+
+    Raises:
+        UserError: the two do not lie parallel, or not near each other.
+    """
     (height, width), (grid_height, grid_width) = header.shape, grid.shape
     if header.transform == grid.transform and header.shape == grid.shape:
         return Axis(0.0, 1.0, height), Axis(0.0, 1.0, width)

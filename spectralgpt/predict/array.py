@@ -95,13 +95,16 @@ def results(function: Function, batches: Sequence[Tensor], count: int) -> Floats
     """The function's values for the first `count` windows of each batch, `(count, K, ...)` float32.
 
     Raises:
-        UserError: not such values.
+        UserError: not such values, or not all of them numbers.
     """
     values = function(*batches)
     length, _, size, _ = batches[0].shape
     if values.dim() != 4 or len(values) != length or values.shape[2:] not in {(size, size), (1, 1)}:
         raise UserError(f"function: expected values ({length}, K, {size}, {size}), got {tuple(values.shape)}")
-    return values[:count].float().cpu().numpy()
+    values = values[:count].float()
+    if not values.isfinite().all():
+        raise UserError("model: expected numbers, got infinite or undefined ones; check weights and normalisation")
+    return values.cpu().numpy()
 
 
 def _mirrored(window: Tensor, size: int) -> Tensor:

@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Cloud-optimised GeoTIFFs of any size, from rows that arrive one after another.
+
+GDAL writes that format from a finished raster only, so the rows go into a tiled file beside it first.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from spectralgpt.data.raster import Pixels, reason  # first: it sets up GDAL
+from spectralgpt.errors import UserError
+
+import rasterio  # type: ignore[import-untyped]  # isort: skip
+import rasterio.shutil  # type: ignore[import-untyped]  # isort: skip
+from rasterio.errors import NotGeoreferencedWarning, RasterioError  # type: ignore[import-untyped]  # isort: skip
+from rasterio.windows import Window  # type: ignore[import-untyped]  # isort: skip
+
+BLOCK = 512
+"""Rows and columns of a block; rows that come in multiples of it are compressed once."""
+
+
+@dataclass(frozen=True)
+class RasterLayout:
+    """What a raster is, but its pixels.
+
+    Attributes:
+        shape: rows and columns.
+        dtype: of the pixels, as NumPy names it.
+        bands: name of each band.
+        crs: coordinate system, or None.
+        transform: (column, row) to coordinates, or None.
+        nodata: value that means "no data", or None.
+        colours: "#rrggbb" of the values 0, 1, ... of an 8-bit raster; "no data" becomes transparent.
+        scale: a pixel means value * scale.
+        tags: text by name.
+        is_categorical: whether overviews take the most frequent value instead of the mean.
+    """
+
+    shape: tuple[int, int]
+    dtype: str
+    bands: tuple[str, ...]
+    crs: Any = None
+    transform: Any = None
+    nodata: float | None = None
+    colours: tuple[str, ...] = ()
+    scale: float | None = None
+    tags: Mapping[str, str] = field(default_factory=dict)
+    is_categorical: bool = False
+
+    @property
+    def row_bytes(self) -> int:
+        """Of all bands, uncompressed."""
+        return len(self.bands) * self.shape[1] * np.dtype(self.dtype).itemsize
+
+
+def write_cog(path: Path, layout: RasterLayout, strips: Iterable[tuple[int, Pixels]]) -> None:
+    """Writes a tiled, compressed, cloud-optimised GeoTIFF with overviews. Whoever needs it whole or absent renames it.
+
+    Args:
+        path: the file; a file named `.<name>.tif` beside it holds the pixels meanwhile.
+        layout: what it is.
+        strips: first row, and pixels `(bands, n, W)`; each row once, best in multiples of `BLOCK`.
+
+    Raises:
+        UserError: the disk is full or refuses.
+    """
+    plain = path.with_name(f".{path.name}.tif")
+    resampling = "mode" if layout.is_categorical else "average"
+    options = {"COMPRESS": "DEFLATE", "BLOCKSIZE": BLOCK, "BIGTIFF": "IF_SAFER", "OVERVIEW_RESAMPLING": resampling}
+    if np.dtype(layout.dtype).itemsize > 1:
+        options["PREDICTOR"] = "YES"
+    try:
+        with blaming_writes(path):
+            _write_plain(plain, layout, strips)
+            rasterio.shutil.copy(plain, path, driver="COG", **options)
+    finally:
+        plain.unlink(missing_ok=True)
+
+
+def read_tags(path: Path) -> dict[str, str]:
+    """The tags of a raster written here; none where the file is something else."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)
+            with rasterio.open(path, driver="GTiff", sharing=False) as file:
+                return dict(file.tags())
+    except RasterioError:
+        return {}
+
+
+@contextmanager
+def blaming_writes(path: Path) -> Iterator[None]:
+    """One line, naming the file, for whatever the disk or GDAL says while a file is written."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror or reason(error)})") from error
+    except RasterioError as error:
+        raise UserError(f"{path}: cannot be written ({reason(error)})") from error
+
+
+def _write_plain(path: Path, layout: RasterLayout, strips: Iterable[tuple[int, Pixels]]) -> None:
+    height, width = layout.shape
+    shape = {"count": len(layout.bands), "height": height, "width": width, "dtype": layout.dtype}
+    place = {"crs": layout.crs, "transform": layout.transform, "nodata": layout.nodata}
+    blocks = {"tiled": True, "blockxsize": BLOCK, "blockysize": BLOCK, "compress": "zstd", "zstd_level": 1}
+    blocks |= {"bigtiff": "if_safer", "interleave": "pixel" if len(layout.bands) == 1 else "band"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        with rasterio.open(path, "w", driver="GTiff", **shape, **place, **blocks) as file:
+            for row, pixels in strips:
+                file.write(pixels, window=Window(0, row, width, pixels.shape[1]))
+            file.descriptions = layout.bands
+            file.update_tags(**layout.tags)
+            if layout.scale is not None:
+                file.scales = (layout.scale,) * len(layout.bands)
+            if layout.colours:
+                file.write_colormap(1, _colour_table(layout.colours, layout.nodata))
+
+
+def _colour_table(colours: Sequence[str], nodata: float | None) -> dict[int, tuple[int, int, int, int]]:
+    table = {value: (*bytes.fromhex(text.lstrip("#")), 255) for value, text in enumerate(colours)}
+    return table if nodata is None else {**table, int(nodata): (0, 0, 0, 0)}

@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The rasters that can be made of blended values: classes, labels, probabilities, or the values themselves."""
+
+from __future__ import annotations
+
+import colorsys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from spectralgpt.data.raster import Bools, Pixels
+from spectralgpt.data.raster_write import RasterLayout
+from spectralgpt.data.scene import Scene
+from spectralgpt.errors import UserError
+from spectralgpt.predict.windows import Floats
+
+NODATA = 255
+_STEPS = 254  # of a probability in a byte, 255 being "no data"
+_GOLDEN = 0.618033988749895
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One raster.
+
+    Attributes:
+        path: where it appears.
+        layout: what it is.
+        encode: blended values `(K, n, W)` to pixels `(bands, n, W)`.
+    """
+
+    path: Path
+    layout: RasterLayout
+    encode: Callable[[Floats], Pixels]
+
+    def pixels(self, values: Floats, valid: Bools) -> Pixels:
+        """Some rows, with "no data" where a pixel is not valid."""
+        nodata = 0 if self.layout.nodata is None else self.layout.nodata
+        if not valid.any():
+            return np.full((len(self.layout.bands), *valid.shape), nodata, self.layout.dtype)
+        pixels = self.encode(values).astype(self.layout.dtype, copy=False)
+        pixels[:, ~valid] = nodata
+        return pixels
+
+
+def class_layer(
+    path: Path, scene: Scene, classes: Sequence[str], colours: Sequence[str] = (), nodata: int = 255
+) -> Layer:
+    """The most probable class of each pixel, with names as tags CLASS_0, ... and a colour table.
+
+    Raises:
+        UserError: "no data" is a class's number, or there are more classes than a byte holds.
+    """
+    if not len(classes) <= nodata <= 255:
+        raise UserError(f"nodata: expected a value from the number of classes, {len(classes)}, to 255, got {nodata}")
+    layout = _layout(
+        scene,
+        "uint8",
+        ("class",),
+        nodata=nodata,
+        colours=tuple(colours) or palette(len(classes)),
+        tags={f"CLASS_{value}": name for value, name in enumerate(classes)},
+        is_categorical=True,
+    )
+    return Layer(path, layout, lambda values: values.argmax(axis=0)[None])
+
+
+def label_layer(path: Path, scene: Scene, classes: Sequence[str], nodata: int = NODATA) -> Layer:
+    """A band for each label, 1 where its probability is at least one half."""
+    layout = _layout(scene, "uint8", tuple(classes), nodata=nodata, is_categorical=True)
+    return Layer(path, layout, lambda values: values >= np.float32(0.5))
+
+
+def probability_layer(path: Path, scene: Scene, classes: Sequence[str]) -> Layer:
+    """A band for each class, one byte for a probability: pixel / 254, as the scale says; 255 is "no data"."""
+    layout = _layout(scene, "uint8", tuple(classes), nodata=NODATA, scale=1 / _STEPS)
+    return Layer(path, layout, lambda values: np.rint(values.clip(0, 1) * np.float32(_STEPS)))
+
+
+def value_layer(
+    path: Path, scene: Scene, bands: Sequence[str], dtype: str = "float32", nodata: float | None = None
+) -> Layer:
+    """The values as they are; integers are rounded to."""
+    layout = _layout(scene, dtype, tuple(bands), nodata=nodata)
+    return Layer(path, layout, np.rint if np.dtype(dtype).kind in "iu" else np.copy)
+
+
+def palette(count: int) -> tuple[str, ...]:
+    """So many colours, far apart in hue from one to the next."""
+    colours = [
+        colorsys.hsv_to_rgb(i * _GOLDEN % 1, 0.55 + 0.35 * (i % 2), 0.95 - 0.3 * (i // 2 % 2)) for i in range(count)
+    ]
+    return tuple("#" + bytes(round(255 * part) for part in colour).hex() for colour in colours)
+
+
+def _layout(scene: Scene, dtype: str, bands: tuple[str, ...], **more: object) -> RasterLayout:
+    return RasterLayout(scene.shape, dtype, bands, scene.crs, scene.transform, **more)  # type: ignore[arg-type]

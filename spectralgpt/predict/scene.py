@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A function of windows on scenes of any size, into georeferenced rasters on the scenes' own grid.
+
+Everything that decides the output is written into it as one hash. So the same command finds out that its work is
+done, an interrupted one goes on, and one with other settings is told so instead of mixing the two.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from tqdm import tqdm
+
+from spectralgpt.data.mask import Mask
+from spectralgpt.data.normalize import Normalization
+from spectralgpt.data.raster_write import BLOCK, blaming_writes, read_tags, write_cog
+from spectralgpt.data.scene import Scene
+from spectralgpt.errors import UserError
+from spectralgpt.predict.array import Function, overlap_pixels
+from spectralgpt.predict.layers import Layer
+from spectralgpt.predict.ranks import ALONE, Ranks
+from spectralgpt.predict.source import Source
+from spectralgpt.predict.stream import share, stream
+from spectralgpt.predict.windows import Windows
+from spectralgpt.predict.work import Work, publish
+
+FORMAT = 1
+"""Of work folders; a change of what the same settings give."""
+HASH_TAG = "SPECTRALGPT_SETTINGS"
+
+Normalize = Callable[[Scene], Normalization]
+
+
+def predict_scene(
+    function: Function,
+    scenes: Sequence[Scene],
+    layers: Sequence[Layer],
+    normalize: Normalize,
+    *,
+    size: int,
+    overlap: float = 0.5,
+    batch_size: int = 16,
+    masks: Sequence[Mask] = (),
+    identity: Mapping[str, Any] | None = None,
+    ranks: Ranks = ALONE,
+    overwrite: bool = False,
+    restart: bool = False,
+) -> bool:
+    """Applies a function to all windows of a scene and writes rasters of the blended values.
+
+    Memory is bounded by a few hundred rows of the scenes and two rows of windows, whatever the scene's height. A pixel
+    is "no data" where any value of any date is invalid or masked.
+
+    Args:
+        function: as in `predict_array`.
+        scenes: one, or one per date, on one grid.
+        layers: what to write, the main raster last; `<its path>.work` holds what is done until all is.
+        normalize: gives the normalisation of a scene; called once, before the first window.
+        size: rows and columns of a window.
+        overlap: share of a window's side that it has in common with each neighbour at least.
+        batch_size: windows at a time, at most.
+        masks: pixels to leave out.
+        identity: plain values that tell what the function is, such as a hash of its weights.
+        ranks: this process among those that share the work.
+        overwrite: replace rasters made otherwise.
+        restart: give up what an interrupted run has done.
+
+    Returns:
+        False if the rasters were there already, made of the same files by the same settings.
+
+    Raises:
+        UserError: a damaged file (named with the place), no valid pixel, values that are no numbers, a disk that is
+            full or refuses, or work of other settings in the way.
+    """
+    windows = Windows(scenes[0].shape, size, overlap_pixels(size, overlap))
+    settings = {
+        "format": FORMAT,
+        "scene": [[header.path.name, *header.stamp] for scene in scenes for header in scene.headers],
+        "bands": list(scenes[0].band_names),
+        "mask": [[mask.header.path.name, *mask.header.stamp] for mask in masks],
+        "window": [size, overlap_pixels(size, overlap), batch_size],
+        "output": [_plain(layer) for layer in layers],
+        **(identity or {}),
+    }
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+    out = layers[-1].path
+    if ranks.from_first(_is_there(layers, digest, overwrite)):
+        return False
+    work = Work(out.with_name(f"{out.name}.work"))
+    with blaming_writes(out):
+        if ranks.rank == 0:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            work.take(settings, restart)
+    with _kept(work, ranks), blaming_writes(out):
+        if ranks.rank == 0:
+            work.remember("normalizations", lambda: [normalize(scene).to_dict() for scene in scenes])
+            _check_space(work, layers)
+        ranks.wait()
+        normalizations = [Normalization.from_dict(values) for values in work.remember("normalizations")]
+        _fill(function, Source(scenes, normalizations, windows, masks), batch_size, work, layers, ranks)
+        ranks.wait()
+        if ranks.rank == 0:
+            _finish(work, layers, digest, scenes[0].name)
+        ranks.wait()
+    return True
+
+
+def _is_there(layers: Sequence[Layer], digest: str, overwrite: bool) -> bool:
+    there = [layer.path for layer in layers if layer.path.exists()]
+    if len(there) == len(layers) and all(read_tags(path).get(HASH_TAG) == digest for path in there):
+        return True
+    if there and not overwrite and not all(read_tags(path).get(HASH_TAG) == digest for path in there):
+        raise UserError(f"{there[0]}: exists, and was made otherwise; choose another --out, or give --overwrite")
+    return False
+
+
+@contextmanager
+def _kept(work: Work, ranks: Ranks) -> Iterator[None]:
+    """Lets the folder go; a mistake that ends the work also tells what is left of it."""
+    try:
+        yield
+    except UserError as error:
+        if ranks.rank == 0 and work.folder.exists() and not work.done():
+            work.remove()
+        if not work.folder.exists():
+            raise
+        raise UserError(f"{error}; what is done stays in {work.folder}, for the same command") from error
+    finally:
+        work.release()
+
+
+def _fill(
+    function: Function, source: Source, batch_size: int, work: Work, layers: Sequence[Layer], ranks: Ranks
+) -> None:
+    """This process's rows of the output, as plain numbers in the work folder."""
+    windows, done = source.windows, work.done()
+    mine = share(len(windows.rows), ranks.rank, ranks.world_size)
+    count, left = len(windows.columns), [index for index in mine if index not in done]
+    bar = tqdm(
+        total=len(mine) * count,
+        initial=(len(mine) - len(left)) * count,
+        desc=source.scenes[0].name,
+        unit=" windows",
+        disable=None if ranks.rank == 0 else True,
+    )
+    with bar:
+        for index, start, values in stream(function, source, batch_size, work, left, ranks.rank, bar.update):
+            stop = start + values.shape[1]
+            valid = source.valid(start, stop)
+            for number, layer in enumerate(layers):
+                work.write_rows(f"rows-{number}", start, layer.pixels(values, valid))
+            if valid.any():
+                work.remember("has_valid", lambda: True)
+            work.mark_done(index)
+
+
+def _finish(work: Work, layers: Sequence[Layer], digest: str, name: str) -> None:
+    """Makes the finished rows the rasters they are to be."""
+    if not work.knows("has_valid"):
+        work.remove()
+        raise UserError(f"{name}: expected a pixel that is valid in all bands and not masked, got none")
+    made = []
+    for number, layer in enumerate(layers):
+        layout, path = layer.layout, work.folder / f"final-{layer.path.name}"
+        shape = len(layout.bands), *layout.shape
+        tagged = dataclasses.replace(layout, tags={**layout.tags, HASH_TAG: digest})
+        write_cog(path, tagged, work.read_rows(f"rows-{number}", layout.dtype, shape, BLOCK))
+        made.append((path, layer.path))
+    for path, final in made:
+        publish(path, final)
+    work.remove()
+
+
+def _check_space(work: Work, layers: Sequence[Layer]) -> None:
+    needed = sum(layer.layout.row_bytes * layer.layout.shape[0] for layer in layers) - work.nbytes()
+    free = shutil.disk_usage(work.folder).free
+    if needed > free:
+        raise UserError(
+            f"{work.folder.parent}: expected {needed / 1e9:.3g} GB free for the work beside the output, "
+            f"got {free / 1e9:.3g} GB"
+        )
+
+
+def _plain(layer: Layer) -> list[Any]:
+    layout = layer.layout
+    return [layout.dtype, list(layout.bands), layout.nodata, list(layout.colours), dict(layout.tags)]
