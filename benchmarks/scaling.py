@@ -42,7 +42,7 @@ def measure(args: argparse.Namespace) -> list[float]:
     generator = torch.Generator().manual_seed(distributed.rank())
     batch = {
         "image": torch.rand(share, 12, size, size, generator=generator),
-        "valid": torch.ones(share, run.autoencoder.config.num_tokens, dtype=torch.bool),
+        "valid": torch.ones(share, run.model.config.num_tokens, dtype=torch.bool),
         "sample_id": torch.arange(share) + share * distributed.rank(),
     }
 

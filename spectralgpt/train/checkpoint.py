@@ -9,6 +9,7 @@ A disk that is full costs the newest checkpoint, not the run.
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 import warnings
@@ -52,11 +53,11 @@ class NotFinite(UserError):
 
 
 class Best(NamedTuple):
-    """The kept checkpoint with the lowest validation loss of its stage."""
+    """The kept checkpoint with the best validation of its stage."""
 
     step: int
     stage: int
-    loss: float
+    score: float
 
 
 @dataclass
@@ -94,12 +95,12 @@ class Checkpoints:
         if free < _HEADROOM * self.needed:
             raise SaveFailed(self._no_room("no space left on the disk", free))
 
-    def save(self, checkpoint: Checkpoint, validation_loss: float | None = None) -> Path:
+    def save(self, checkpoint: Checkpoint, score: float | None = None) -> Path:
         """Commits a checkpoint, then drops those that are neither among the newest nor the best.
 
         Args:
             checkpoint: whole, whatever number of processes trains.
-            validation_loss: of these weights, where it was measured.
+            score: of these weights, where a validation measured it; larger is better.
 
         Raises:
             SaveFailed: nothing half-written stays and the former checkpoints are untouched.
@@ -113,14 +114,14 @@ class Checkpoints:
             durable.commit(final, lambda folder: _write(folder, checkpoint), {"step": checkpoint.step})
             self.needed = sum(path.stat().st_size for path in final.iterdir())
             self._damaged.discard(checkpoint.step)
-            self._note_best(checkpoint, validation_loss)
+            self._note_best(checkpoint, score)
             self._drop()
         except (OSError, SafetensorError) as error:
             reason = getattr(error, "strerror", None) or str(error)
             raise SaveFailed(self._no_room(f"cannot save {final}: {reason}", _free(self.folder))) from error
         return final
 
-    def attempt(self, checkpoint: Checkpoint, validation_loss: float | None = None) -> bool:
+    def attempt(self, checkpoint: Checkpoint, score: float | None = None) -> bool:
         """Saves if the disk lets it; a failure is a warning, and the next call tries again.
 
         Raises:
@@ -128,7 +129,7 @@ class Checkpoints:
             NotFinite: as `save`.
         """
         try:
-            self.save(checkpoint, validation_loss)
+            self.save(checkpoint, score)
         except SaveFailed as error:
             self._failures += 1
             if self._failures >= _MAX_FAILURES:
@@ -162,19 +163,22 @@ class Checkpoints:
         return read(self.newest())
 
     def best(self) -> Best | None:
-        """The checkpoint with the lowest validation loss, if one was saved with it and is still there."""
+        """The checkpoint with the best validation, if one was saved with it and is still there."""
         try:
             record = json.loads((self.folder / _BEST).read_text(encoding="utf-8"))
-            best = Best(int(record["step"]), int(record["stage"]), float(record["validation_loss"]))
+            best = Best(int(record["step"]), int(record["stage"]), float(record["score"]))
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return None
         return best if best.step in self.steps() else None
 
-    def _note_best(self, checkpoint: Checkpoint, loss: float | None) -> None:
-        """The losses of two stages cannot be compared, so a later stage begins anew."""
+    def _note_best(self, checkpoint: Checkpoint, score: float | None) -> None:
+        """The scores of two stages cannot be compared, so a later stage begins anew."""
         stage, best = int(checkpoint.state.get("progress", {}).get("stage", 0)), self.best()
-        if loss is not None and (best is None or best.stage != stage or loss < best.loss):
-            record = {"step": checkpoint.step, "stage": stage, "validation_loss": loss}
+        if score is None or math.isnan(score):
+            return
+        again = best is not None and checkpoint.step <= best.step  # the run went back beyond it
+        if best is None or best.stage != stage or score > best.score or again:
+            record = {"step": checkpoint.step, "stage": stage, "score": score}
             durable.replace_file(self.folder / _BEST, json.dumps(record) + "\n")
 
     def _drop(self) -> None:

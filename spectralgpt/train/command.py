@@ -113,8 +113,8 @@ def _train(run: Run, folder: RunFolder, checkpoints: Checkpoints) -> int:
 
 
 def _announce(run: Run, folder: RunFolder, config: RunConfig, saved: Checkpoint | None) -> None:
-    model = run.autoencoder.config
-    parameters = sum(parameter.numel() for parameter in run.autoencoder.parameters())
+    model = run.model.config
+    parameters = sum(parameter.numel() for parameter in run.model.parameters())
     head_dim = model.embed_dim // model.num_heads
     native = "native" if run.device.type in _native.devices() else "reference (PyTorch)"
     print(f"data        {run.windows[run.progress.stage][0].describe()}")

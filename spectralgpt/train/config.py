@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a pretraining run is: frozen dataclasses, one per component, checked before anything is written.
+"""What a run is: frozen dataclasses, one per component, checked before anything is written.
 
 A recipe is YAML over these classes and nothing else (`train/recipe.py`), so a recipe from a stranger can name
 values but never code.
@@ -163,6 +163,7 @@ class RunConfig:
     """A whole run; its folder is `<output>/<name>`.
 
     Attributes:
+        task: what is trained: pretrain rebuilds hidden tokens of images without labels.
         name: the run's folder; if it is taken, a number is added.
         output: folder that holds the runs.
         seed: decides weights, crops, flips, order and masks.
@@ -184,6 +185,7 @@ class RunConfig:
         keep_checkpoints: newest checkpoints that stay, at least 2.
     """
 
+    task: Literal["pretrain"] = "pretrain"
     name: str = "pretrain"
     output: str = "runs"
     seed: int = 0

@@ -15,8 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import AdamW
 
 from spectralgpt.errors import UserError
-from spectralgpt.models.autoencoder import Autoencoder
-from spectralgpt.models.config import ModelConfig
+from spectralgpt.models.base import SpectralModel
 from spectralgpt.nn import Block
 from spectralgpt.train import distributed
 from spectralgpt.train.config import RunConfig
@@ -52,30 +51,30 @@ def matrix_dtype(config: RunConfig, device: torch.device) -> torch.dtype:
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
 
 
-def place(
-    config: RunConfig, model_config: ModelConfig, device: torch.device, snapshot: Snapshot
-) -> tuple[Autoencoder, nn.Module, AdamW]:
-    """The snapshot on the device, whole or in shards; the module to call; the optimizer."""
-    with torch.device("meta"):
-        autoencoder = Autoencoder(model_config)
-    blocks = [module for module in autoencoder.modules() if isinstance(module, Block)]
+def place(config: RunConfig, model: SpectralModel, device: torch.device, snapshot: Snapshot) -> tuple[nn.Module, AdamW]:
+    """Brings a model without weights to life with those of the snapshot, on the device, whole or in shards.
+
+    Returns:
+        The module to call in training, and the optimizer.
+    """
+    blocks = [module for module in model.modules() if isinstance(module, Block)]
     for block in blocks:
         block.recompute = config.speed.recompute
     several = distributed.world_size() > 1
     if several and config.speed.parallel == "fsdp":
-        distributed.shard(blocks, autoencoder, device)
-    autoencoder.to_empty(device=device)
-    optimizer = adamw(autoencoder, config.optim)
+        distributed.shard(blocks, model, device)
+    model.to_empty(device=device)
+    optimizer = adamw(model, config.optim)
     with torch.no_grad():
-        for name, parameter in autoencoder.named_parameters():
+        for name, parameter in model.named_parameters():
             parameter.copy_(distributed.spread(snapshot.weights[name], parameter))
             for key, values in snapshot.moments.items():
                 like = parameter if values[name].dim() else torch.empty((), device=device)
                 optimizer.state[parameter][key] = distributed.spread(values[name], like)
     if config.speed.compile:
-        autoencoder.compile()
-    model: nn.Module = autoencoder
+        model.compile()
+    wrapped: nn.Module = model
     if several and config.speed.parallel == "ddp" and not config.speed.cuda_graph:
-        model = DistributedDataParallel(autoencoder, gradient_as_bucket_view=True)
-    autoencoder.train()
-    return autoencoder, model, optimizer
+        wrapped = DistributedDataParallel(model, gradient_as_bucket_view=True)
+    model.train()
+    return wrapped, optimizer

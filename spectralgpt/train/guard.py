@@ -46,9 +46,7 @@ class Guard:
         if len(streak) >= self._max_skipped:
             raise Diverging
 
-    def save(
-        self, checkpoint: Checkpoint, checkpoints: Checkpoints, validation_loss: float | None, *, must: bool
-    ) -> None:
+    def save(self, checkpoint: Checkpoint, checkpoints: Checkpoints, score: float | None, *, must: bool) -> None:
         """The first process saves, unless the weights are in doubt; `must` is for those that no other follows.
 
         Raises:
@@ -59,9 +57,9 @@ class Guard:
         if distributed.rank() > 0 or (self.streak and not must):
             return
         if must:
-            checkpoints.save(checkpoint, validation_loss)
+            checkpoints.save(checkpoint, score)
         else:
-            checkpoints.attempt(checkpoint, validation_loss)
+            checkpoints.attempt(checkpoint, score)
 
     def roll_back(self, run: Run, checkpoints: Checkpoints) -> str:
         """Takes the run back to its last checkpoint; the order of the data goes on where it is now.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The training loop: stages over one autoencoder, in one screen. What a step does is in `step.py`.
+"""The training loop: stages over one model, in one screen. `step.py` makes a step, `tasks/` says what is trained.
 
 Everything random about data and masks is a pure function of (seed, step or epoch, sample id), so a checkpoint
 needs no loader state: the number of samples consumed says where the order goes on. Steps of masks start at 1;
@@ -24,7 +24,6 @@ from spectralgpt.train.monitor import Monitor
 from spectralgpt.train.optim import learning_rate
 from spectralgpt.train.run import Run
 from spectralgpt.train.step import OptimizerStep
-from spectralgpt.train.validation import Validation
 
 
 def train(run: Run, folder: RunFolder, checkpoints: Checkpoints) -> None:
@@ -59,7 +58,7 @@ def _train_stage(
     run: Run, folder: RunFolder, checkpoints: Checkpoints, monitor: Monitor, guard: Guard, stop: StopSignals
 ) -> None:
     config, stage, progress = run.config, run.stage, run.progress
-    windows, held_out = run.windows[progress.stage]
+    windows, _ = run.windows[progress.stage]
     sampler = EpochSampler(len(windows), config.seed)
     with signals_held():
         batches = training_images(
@@ -72,7 +71,7 @@ def _train_stage(
             distributed.rank(),
             distributed.world_size(),
         )
-    validation = Validation(held_out, stage, config.seed, run.device)
+    validation = run.task.validation(run)
     optimizer_step = OptimizerStep(run)
     batches = monitor.watch(batches, run)
 
@@ -87,19 +86,19 @@ def _train_stage(
         if last or stopped or progress.step % config.log_every == 0:
             monitor.flush()
             guard.look(monitor.streak)
-        validation_loss = None
+        score = None
         if last or _is_due(progress.stage_step, config.validate_every):
             figure = folder.figures / f"step-{progress.step}.png"
             with average_applied(run.optimizer):
-                result = validation.measure(run.autoencoder)
-                validation_loss = result.loss
+                result = validation.measure(run.model)
+                score = result.score
                 monitor.validation(progress, stage, result, figure)
-                validation.draw(run.autoencoder, figure, f"{config.name}, step {progress.step}")
+                validation.draw(run.model, figure, f"{config.name}, step {progress.step}")
             monitor.figure(progress, figure)
         if last or stopped or _is_due(progress.stage_step, config.checkpoint_every):
             monitor.sync()
             guard.look(monitor.streak)
-            guard.save(run.checkpoint(), checkpoints, validation_loss, must=bool(last or stopped))
+            guard.save(run.checkpoint(), checkpoints, score, must=bool(last or stopped))
         if stopped:
             raise Interrupted(stopped)
 

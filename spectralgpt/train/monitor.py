@@ -13,7 +13,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -23,19 +23,16 @@ from torch import Tensor
 from tqdm import tqdm
 
 from spectralgpt.data.loader import Key
-from spectralgpt.models.reconstruction import Reconstruction
 from spectralgpt.train import distributed
 from spectralgpt.train.boards import Boards
 from spectralgpt.train.config import RunConfig, StageConfig
-from spectralgpt.train.flops import forward_flops
 from spectralgpt.train.folder import RunFolder
 from spectralgpt.train.run import Progress, Run
 from spectralgpt.train.speed import Speed
+from spectralgpt.train.tasks import TASKS
+from spectralgpt.train.tasks.base import Result
 
 T = TypeVar("T")
-
-MEASURED = ("loss", "token_loss", "spectral_loss", "gradient_norm")
-"""What `Monitor.record` takes per step, in this order."""
 
 
 class Monitor:
@@ -55,6 +52,8 @@ class Monitor:
             mininterval=0.5 if sys.stderr.isatty() else 30,
             bar_format="{desc}: {percentage:3.0f}%|{bar:24}| {rate_fmt}, {remaining} left{postfix}",
         )
+        self._task = TASKS[config.task]
+        self._measured = (*self._task.measured, "gradient_norm")
         self._pending: list[tuple[dict[str, Any], Tensor, Callable[[], list[Key]]]] = []
         self._speed: Speed | None = None
         self._has_header = False
@@ -74,7 +73,7 @@ class Monitor:
 
     def watch(self, batches: Iterator[T], run: Run) -> Iterator[T]:
         """Starts the meter of the run's current stage; returns its batches, timed."""
-        flops = forward_flops(run.autoencoder.config, run.stage.mask_ratio).step
+        flops = run.task.flops(run.model.config, run.stage)
         processes = distributed.world_size()
         self._speed = Speed(flops, run.device, run.dtype, samples=run.progress.samples, processes=processes)
         return self._speed.watch(batches)
@@ -88,7 +87,7 @@ class Monitor:
             progress: after the step.
             stage: that it belongs to.
             lr: its learning rate.
-            measured: a vector of `MEASURED`, which stays on its device.
+            measured: a vector of what the task measures and the gradient norm, which stays on its device.
             keys: gives the step's samples, should they be asked for.
         """
         row = {**_place(progress, stage), "samples": progress.samples, "lr": lr}
@@ -104,14 +103,14 @@ class Monitor:
         self._pending.clear()
         for row, numbers, samples in zip(rows, values, keys, strict=True):
             plain = [number if math.isfinite(number) else None for number in numbers]  # JSON knows no NaN
-            row.update(zip(MEASURED, plain, strict=True))
+            row.update(zip(self._measured, plain, strict=True))
             if None in plain:
                 row.update(skipped=True, sample_ids=[index for _, index in samples()])
                 self.streak.append(row)
             else:
                 self.streak.clear()
             self._write(row)
-            curves = {f"train/{name}": number for name, number in zip(MEASURED, numbers, strict=True)}
+            curves = {f"train/{name}": number for name, number in zip(self._measured, numbers, strict=True)}
             self._boards.scalars({**curves, "train/lr": row["lr"]}, row["step"])
         self._bar.set_description_str(str(rows[-1]["stage"]), refresh=False)
         told = [f"loss {values[-1][0]:.4f}"]
@@ -123,32 +122,21 @@ class Monitor:
             told.append(str(reading))
         self._bar.set_postfix_str(", ".join(told), refresh=False)
 
-    def validation(self, progress: Progress, stage: StageConfig, result: Reconstruction, figure: Path) -> None:
+    def validation(self, progress: Progress, stage: StageConfig, result: Result, figure: Path) -> None:
         """Writes a validation's numbers and prints them as a line of the table."""
-        numbers = {
-            "validation_loss": result.loss,
-            "psnr": result.psnr,
-            "psnr_nearest": result.psnr_nearest,
-            "psnr_mean": result.psnr_mean,
-            "ssim": result.ssim,
-            "sam": result.sam,
-            "ergas": result.ergas,
-        }
-        bands = {name: dataclasses.asdict(error) for name, error in result.bands.items()}
-        self._write({**_place(progress, stage), **_json(numbers), "windows": result.windows, "bands": _json(bands)})
-        curves = {f"validation/{name.removeprefix('validation_')}": number for name, number in numbers.items()}
+        self._write({**_place(progress, stage), **_json(result.numbers), **_json(result.details)})
+        curves = {f"validation/{name.removeprefix('validation_')}": number for name, number in result.numbers.items()}
         self._boards.scalars(curves, progress.step)
         if not self._has_header:
-            self.say("PSNR of hidden tokens in held-out windows, dB; the model's SSIM, spectral angle and ERGAS")
-            self.say("    step  stage             model   nearest      mean      SSIM  angle, deg     ERGAS")
+            about, columns = result.header
+            self.say(about)
+            self.say(f"    step  {'stage':14}{columns}")
             self._has_header = True
-        psnr = f"{result.psnr:8.2f}  {result.psnr_nearest:8.2f}  {result.psnr_mean:8.2f}"
-        others = f"{result.ssim:8.3f}  {result.sam:10.2f}  {result.ergas:8.2f}"
-        self.say(f"{progress.step:8}  {stage.name:14}{psnr}  {others}   {figure}")
+        self.say(f"{progress.step:8}  {stage.name:14}{result.line}   {figure}")
 
     def figure(self, progress: Progress, path: Path) -> None:
         """Shows a validation's figure, once it is drawn, on the boards."""
-        self._boards.figure("validation/reconstruction", path, progress.step)
+        self._boards.figure(f"validation/{self._task.figure}", path, progress.step)
         if self._speed is not None:
             self._speed.read(progress.samples)  # a validation is no part of the speed
 
@@ -173,7 +161,7 @@ class Monitor:
         self._rows.flush()
 
 
-def _json(values: dict[str, Any]) -> dict[str, Any]:
+def _json(values: Mapping[str, Any]) -> dict[str, Any]:
     """JSON knows neither NaN nor infinity."""
     plain = {}
     for name, value in values.items():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the loop moves forward (data, autoencoder, optimizer, progress), and how it becomes a checkpoint and back.
+"""What the loop moves forward (data, model, optimizer, progress), and how it becomes a checkpoint and back.
 
 All stages' images are opened before anything is trained, so a window that does not fit stage three is told now,
 not in a week. Training state crosses every boundary, a restart or the next stage, as a `Snapshot` of whole
@@ -11,7 +11,6 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Literal
 
 import torch
 import yaml
@@ -19,12 +18,9 @@ from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from torch.optim import AdamW
 
-from spectralgpt.data.bands import SensorCard
-from spectralgpt.data.source import Source, open_source
+from spectralgpt.data.source import Source
 from spectralgpt.errors import UserError
-from spectralgpt.models.autoencoder import Autoencoder
-from spectralgpt.models.checkpoint import write_pretrained
-from spectralgpt.models.config import ModelConfig
+from spectralgpt.models.base import SpectralModel
 from spectralgpt.train import distributed, stages
 from spectralgpt.train.boards import require_wandb
 from spectralgpt.train.checkpoint import Checkpoint
@@ -33,6 +29,8 @@ from spectralgpt.train.device import matrix_dtype, place, set_up_torch
 from spectralgpt.train.ema import AVERAGE, averaged
 from spectralgpt.train.recipe import to_yaml
 from spectralgpt.train.stages import Snapshot
+from spectralgpt.train.tasks import TASKS
+from spectralgpt.train.tasks.base import Task
 
 
 @dataclass
@@ -78,8 +76,9 @@ class Run:
         device: where this process computes.
         windows: (training, validation) of each stage.
         progress: where the run stands.
-        autoencoder: of the current stage.
-        model: the same, or DDP around it; what a training step calls.
+        task: what is trained.
+        model: of the current stage.
+        wrapped: the same, or DDP around it; what a training step calls.
         optimizer: of the current stage.
         scaler: of fp16 losses; switched off at other precisions.
     """
@@ -89,8 +88,9 @@ class Run:
     device: torch.device
     windows: list[tuple[Source, Source]]
     progress: Progress
-    autoencoder: Autoencoder
-    model: nn.Module
+    task: Task
+    model: SpectralModel
+    wrapped: nn.Module
     optimizer: AdamW
     scaler: GradScaler
 
@@ -111,17 +111,17 @@ class Run:
         """Goes to a stage's start, or stays in the one a checkpoint was in."""
         if index == self.progress.stage:
             return
-        before, old = self.snapshot(), self.autoencoder.config
+        before, old = self.snapshot(), self.model.config
         self.progress.stage, self.progress.stage_step, self.progress.micro_batch = index, 0, 0
-        card, new = _model_of(self.config, self.windows, index)
-        fresh = stages.first_snapshot(self.config.model, new, self.config.seed + index)
-        self._take(new, stages.enter(before, old, new, card, self.stage, fresh))
+        source = self.windows[index][0]
+        new = self.task.model_config(source, self.stage)
+        fresh = stages.untrained(self.task.first(new, self.config.seed + index))
+        self._take(stages.enter(before, old, new, source.card, self.stage, fresh, self.task.build))
 
     def rewind(self, saved: Checkpoint) -> None:
         """Goes back to a checkpoint of this run."""
         self.progress = Progress(**saved.state["progress"])
-        _, config = _model_of(self.config, self.windows, self.progress.stage)
-        self._take(config, Snapshot(saved.weights, saved.state["optimizer"]))
+        self._take(Snapshot(saved.weights, saved.state["optimizer"]))
         self.restore_generators(saved)
 
     def restore_generators(self, saved: Checkpoint) -> None:
@@ -152,9 +152,9 @@ class Run:
 
     def snapshot(self) -> Snapshot:
         """Weights and moments as whole tensors; all processes take part."""
-        weights = {name: distributed.whole(tensor) for name, tensor in self.autoencoder.state_dict().items()}
+        weights = {name: distributed.whole(tensor) for name, tensor in self.model.state_dict().items()}
         moments: dict[str, dict[str, Tensor]] = {}
-        for name, parameter in self.autoencoder.named_parameters():
+        for name, parameter in self.model.named_parameters():
             for key, value in self.optimizer.state.get(parameter, {}).items():
                 moments.setdefault(key, {})[name] = distributed.whole(value)
         return Snapshot(weights, moments)
@@ -174,22 +174,23 @@ class Run:
     def checkpoint_bytes(self) -> int:
         """About what a checkpoint takes: weights and as much for each moment."""
         copies = 3 if self.config.ema is None else 4
-        return copies * sum(parameter.numel() * parameter.element_size() for parameter in self.autoencoder.parameters())
+        return copies * sum(parameter.numel() * parameter.element_size() for parameter in self.model.parameters())
 
     def export(self, folder: Path) -> None:
         """Writes the model for `spectralgpt.from_pretrained`; all processes take part."""
-        snapshot, model = self.snapshot(), self.autoencoder
+        snapshot, model = self.snapshot(), self.model
         weights = averaged(snapshot.weights, snapshot.moments)
         if distributed.rank() == 0:
-            write_pretrained(folder, model.kind, model.config, model.normalization, weights)
+            model.save_pretrained(folder, weights)
 
-    def _take(self, config: ModelConfig, snapshot: Snapshot) -> None:
-        self.autoencoder, self.model, self.optimizer = place(self.config, config, self.device, snapshot)
-        self.autoencoder.normalization = self.windows[self.progress.stage][0].normalization
+    def _take(self, snapshot: Snapshot) -> None:
+        source = self.windows[self.progress.stage][0]
+        self.model = _without_weights(self.task, source, self.stage)
+        self.wrapped, self.optimizer = place(self.config, self.model, self.device, snapshot)
 
 
 def prepare(config: RunConfig, saved: Checkpoint | None) -> Run:
-    """Opens the data of all stages and builds the autoencoder, with fresh weights or those of a checkpoint.
+    """Opens the data of all stages and builds the model, with its first weights or those of a checkpoint.
 
     Raises:
         UserError: images or a number of processes that do not fit the recipe, or a checkpoint of another model.
@@ -197,29 +198,32 @@ def prepare(config: RunConfig, saved: Checkpoint | None) -> Run:
     require_wandb(config)
     device = set_up_torch(config)
     progress = Progress(**saved.state["progress"]) if saved else Progress()
-    windows = [(_open(config, stage, "train"), _open(config, stage, "val")) for stage in config.stages]
+    task = TASKS[config.task](config)
+    windows = [(task.open(stage, "train"), task.open(stage, "val")) for stage in config.stages]
     recipe, fitted = config, [_fitted(config, index, len(train)) for index, (train, _) in enumerate(windows)]
     config = replace(recipe, stages=fitted)
-    _, model_config = _model_of(config, windows, progress.stage)
+    source, stage = windows[progress.stage][0], config.stages[progress.stage]
     if saved is None:
-        snapshot = stages.first_snapshot(config.model, model_config, config.seed)
+        snapshot = stages.untrained(task.first(task.model_config(source, stage), config.seed))
     else:
         snapshot = Snapshot(saved.weights, saved.state["optimizer"])
         if config.ema is None:
             snapshot.moments.pop(AVERAGE, None)
     scaler = GradScaler(device.type, enabled=matrix_dtype(config, device) == torch.float16)
-    autoencoder, model, optimizer = place(config, model_config, device, snapshot)
-    autoencoder.normalization = windows[progress.stage][0].normalization
-    run = Run(recipe, config, device, windows, progress, autoencoder, model, optimizer, scaler)
+    model = _without_weights(task, source, stage)
+    wrapped, optimizer = place(config, model, device, snapshot)
+    run = Run(recipe, config, device, windows, progress, task, model, wrapped, optimizer, scaler)
     torch.manual_seed((config.seed + (distributed.rank() << 32) + (progress.step << 40)) % 2**63)
     if saved is not None:
         run.restore_generators(saved)
     return run
 
 
-def _open(config: RunConfig, stage: StageConfig, split: Literal["train", "val"]) -> Source:
-    """One side of a stage's images."""
-    return open_source(stage.data or config.data, stage.image_size, config.model.patch_size, split, config.seed)
+def _without_weights(task: Task, source: Source, stage: StageConfig) -> SpectralModel:
+    with torch.device("meta"):
+        model = task.build(task.model_config(source, stage))
+    model.normalization = source.normalization
+    return model
 
 
 def _fitted(config: RunConfig, index: int, count: int) -> StageConfig:
@@ -238,8 +242,3 @@ def _fitted(config: RunConfig, index: int, count: int) -> StageConfig:
     steps = stage.epochs * count // stage.windows_per_step if stage.epochs else stage.steps
     warmup = stage.warmup_epochs * count // stage.windows_per_step if stage.warmup_epochs else stage.warmup_steps
     return replace(stage, steps=steps, warmup_steps=warmup)
-
-
-def _model_of(config: RunConfig, windows: list[tuple[Source, Source]], index: int) -> tuple[SensorCard, ModelConfig]:
-    card = windows[index][0].card
-    return card, stages.model_config(config.model, card, config.stages[index].image_size)

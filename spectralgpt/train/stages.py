@@ -8,18 +8,19 @@ bicubic weights can take them. Tensors that neither move touches are handed on a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from spectralgpt.data.bands import SensorCard
-from spectralgpt.models.autoencoder import Autoencoder
+from spectralgpt.models.base import SpectralModel
 from spectralgpt.models.config import ModelConfig, make_config
 from spectralgpt.nn import PositionEmbedding
 from spectralgpt.train.config import ModelSection, StageConfig
-from spectralgpt.train.initialize import start_from_geometry
+
+Build = Callable[[ModelConfig], SpectralModel]
 
 _STEP, _SQUARES = "step", "exp_avg_sq"
 _ADAMW = (_STEP, "exp_avg", _SQUARES)
@@ -30,7 +31,7 @@ class Snapshot:
     """All that training has learnt, as whole tensors on the host by name; meta tensors on ranks other than 0.
 
     Attributes:
-        weights: of the autoencoder.
+        weights: of the model.
         moments: what the optimizer keeps, name of the moment first (`exp_avg`, `exp_avg_sq`, `step`, ...).
     """
 
@@ -43,18 +44,19 @@ def model_config(section: ModelSection, card: SensorCard, image_size: int) -> Mo
     return make_config(**{**section.fields(), "bands": card, "image_size": image_size})
 
 
-def first_snapshot(section: ModelSection, config: ModelConfig, seed: int) -> Snapshot:
-    """Fresh weights: a function of the seed and nothing else."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        autoencoder = Autoencoder(config)
-        if section.position_init == "sincos":
-            start_from_geometry(autoencoder)
-    return Snapshot({name: tensor.detach() for name, tensor in autoencoder.state_dict().items()})
+def untrained(model: SpectralModel) -> Snapshot:
+    """The weights of a model that no optimizer has seen."""
+    return Snapshot({name: tensor.detach() for name, tensor in model.state_dict().items()})
 
 
 def enter(
-    snapshot: Snapshot, old: ModelConfig, new: ModelConfig, card: SensorCard, stage: StageConfig, fresh: Snapshot
+    snapshot: Snapshot,
+    old: ModelConfig,
+    new: ModelConfig,
+    card: SensorCard,
+    stage: StageConfig,
+    fresh: Snapshot,
+    build: Build,
 ) -> Snapshot:
     """The state a stage begins with.
 
@@ -65,17 +67,19 @@ def enter(
         card: this stage's bands.
         stage: says what is kept.
         fresh: untrained weights of the new model, for `positions: reinit`.
+        build: makes the model of a configuration.
 
     Raises:
         UserError: bands without wavelengths, between which positions cannot move.
     """
-    weights = _moved(snapshot.weights, old, new, card)
+    weights = _moved(snapshot.weights, old, new, card, build)
     moments = {
-        key: values if key == _STEP else _moved(values, old, new, card) for key, values in snapshot.moments.items()
+        key: values if key == _STEP else _moved(values, old, new, card, build)
+        for key, values in snapshot.moments.items()
     }
     if _SQUARES in moments:
         moments[_SQUARES] = {name: tensor.clamp(min=0) for name, tensor in moments[_SQUARES].items()}
-    drawn = _spatial(new) if stage.positions == "reinit" and old.grid[1:] != new.grid[1:] else []
+    drawn = _spatial(new, build) if stage.positions == "reinit" and old.grid[1:] != new.grid[1:] else []
     for name in drawn:
         weights[name] = fresh.weights[name].to(weights[name].device)
     for key, values in moments.items():
@@ -87,20 +91,22 @@ def enter(
     return Snapshot(weights, moments)
 
 
-def _moved(tensors: Mapping[str, Tensor], old: ModelConfig, new: ModelConfig, card: SensorCard) -> dict[str, Tensor]:
+def _moved(
+    tensors: Mapping[str, Tensor], old: ModelConfig, new: ModelConfig, card: SensorCard, build: Build
+) -> dict[str, Tensor]:
     """Tensors in the places of the weights, carried by the model's own operators."""
     with torch.device("meta"):
-        autoencoder = Autoencoder(old)
-    autoencoder.load_state_dict(dict(tensors), assign=True)
+        model = build(old)
+    model.load_state_dict(dict(tensors), assign=True)
     if (old.band_names, old.wavelengths, old.groups) != (new.band_names, new.wavelengths, new.groups):
-        autoencoder.adapt_bands(card)
-    autoencoder.resize(new.height_width)
-    return {name: tensor.detach() for name, tensor in autoencoder.state_dict().items()}
+        model.adapt_bands(card)
+    model.resize(new.height_width)
+    return {name: tensor.detach() for name, tensor in model.state_dict().items()}
 
 
-def _spatial(config: ModelConfig) -> list[str]:
+def _spatial(config: ModelConfig, build: Build) -> list[str]:
     """Names of the weights that lie on the grid of tokens."""
     with torch.device("meta"):
-        modules = Autoencoder(config).named_modules()
+        modules = build(config).named_modules()
         found = [(path, module) for path, module in modules if isinstance(module, PositionEmbedding)]
     return [f"{path}.{'flat' if module.is_flat else 'spatial'}" for path, module in found]

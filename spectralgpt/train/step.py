@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One optimizer step over many windows: forward and backward passes in pieces that fit, then one guarded update.
+"""One optimizer step over many samples: forward and backward passes in pieces that fit, then one guarded update.
 
-However a step's windows are cut, over batches, forward passes or processes, the gradient is the same up to
-rounding: each piece's loss carries its share of the whole as its weights, before the backward pass. The shares
-count hidden valid tokens (and complete positions) against those a step without nodata would have, so that no
-process needs to know the others' masks; a token weighs the same wherever it is. Nothing is read on the host.
+However a step's samples are cut, over batches, forward passes or processes, the gradient is the same up to
+rounding: each piece's loss carries its share of the whole, before the backward pass. What a pass computes is the
+task's (`tasks/base.py`). Nothing is read on the host.
 """
 
 from __future__ import annotations
@@ -18,7 +17,6 @@ import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from spectralgpt import ops
 from spectralgpt.errors import UserError
 from spectralgpt.train import distributed
 from spectralgpt.train.ema import update_average
@@ -38,19 +36,18 @@ class OptimizerStep:
         self._run = run
         share = stage.batch_size // distributed.world_size()
         self._micro_batch = min(share, run.progress.micro_batch or stage.micro_batch or share)
-        # Tensors, which a recorded graph reads anew each time.
-        self._seed, self._place = (torch.tensor(value, device=device) for value in (run.config.seed, 0))
-        self._unit = torch.ones((), device=device)
+        self._place = torch.tensor(0, device=device)  # a tensor, which a recorded graph reads anew each time
+        self._objective = run.task.objective(run, self._place)
         self._captured: dict[tuple[int, ...], Captured] = {}
         self._gradients = _gradient_buffer(run) if run.config.speed.cuda_graph else None
         # Under FSDP2 even a forward pass waits for the others, so there is no trying out alone.
-        self._fits = not isinstance(run.model, DistributedDataParallel)
+        self._fits = not isinstance(run.wrapped, DistributedDataParallel)
 
     def __call__(self, batches: Iterator[Batch], lr: float) -> Tensor:
         """Takes a step's batches and updates the weights.
 
         Returns:
-            Loss, its two terms and the gradient norm over all processes, (4,), on the device.
+            What the task measures and then the gradient norm, of all processes together, a vector on the device.
 
         Raises:
             UserError: memory runs out even for a single window, or on some of several processes in mid-stage.
@@ -72,12 +69,12 @@ class OptimizerStep:
         """All passes of a step, or None and everything as before where memory runs out; `kept` are batches read."""
         generators = self._run.generators()
         passes = self._run.stage.accumulate if exchange else 1
-        sums = torch.zeros(4, device=self._run.device)
+        sums = torch.zeros(self._objective.num_sums, device=self._run.device)
         try:
             for number in range(passes):
                 if number == len(kept):
                     kept.append(next(batches))
-                pieces = self._pieces(kept[number])
+                pieces = self._pieces(kept[number], number)
                 for piece in pieces:
                     last = number == passes - 1 and piece is pieces[-1]
                     with self._exchange(exchange and last):
@@ -94,14 +91,15 @@ class OptimizerStep:
             distributed.total(self._gradients).div_(distributed.world_size())
         return sums
 
-    def _pieces(self, batch: Batch) -> list[Batch]:
+    def _pieces(self, batch: Batch, number: int) -> list[Batch]:
         on_device = {key: value.to(self._run.device, non_blocking=True) for key, value in batch.items()}
+        on_device = self._objective.inputs(on_device, number)
         parts = {key: value.split(self._micro_batch) for key, value in on_device.items()}
         return [dict(zip(parts, values, strict=True)) for values in zip(*parts.values(), strict=True)]
 
     def _exchange(self, now: bool) -> AbstractContextManager[None]:
         """Gradients go to the other processes in the last backward pass of a step and in no other."""
-        model = self._run.model
+        model = self._run.wrapped
         if isinstance(model, DistributedDataParallel):
             return contextlib.nullcontext() if now else model.no_sync()
         if distributed.world_size() > 1 and self._gradients is None:
@@ -109,50 +107,26 @@ class OptimizerStep:
         return contextlib.nullcontext()
 
     def _pass(self, piece: Batch) -> Tensor:
-        inputs = {key: piece[key] for key in ("image", "valid", "sample_id")}
         if self._gradients is None:
-            return self._forward_backward(**inputs)
-        shape = tuple(inputs["image"].shape)
+            return self._objective.forward_backward(**piece)
+        shape = tuple(piece["image"].shape)
         if shape not in self._captured:
-            self._captured[shape] = Captured(self._forward_backward, inputs, [self._gradients])
-        return self._captured[shape](inputs)
-
-    def _forward_backward(self, image: Tensor, valid: Tensor, sample_id: Tensor) -> Tensor:
-        """Adds the piece's gradient; gives the sum of token errors and their count, then the same of positions."""
-        run, stage = self._run, self._run.stage
-        mask = ops.random_cube_mask(sample_id, valid.shape[1], stage.mask_ratio, seed=self._seed, step=self._place)
-        positions = valid.unflatten(1, (run.autoencoder.config.grid[0], -1))
-        hidden = mask.mask.shape[1] - mask.ids_keep.shape[1]
-        count = (mask.mask & valid).sum()
-        nothing = count == 0  # all nodata: the loss wants something to score, and it then weighs nothing
-        counts = torch.stack([count, torch.where(nothing, 0, positions.all(1).sum())]).float()
-        config = run.autoencoder.config
-        shares = counts * (distributed.world_size() / stage.windows_per_step)
-        unit = run.scaler.scale(self._unit)
-        with run.autocast():
-            output = run.model(
-                image,
-                mask,
-                valid=valid | nothing,
-                token_weight=unit * shares[0] * (config.token_weight / hidden),
-                spectral_weight=unit * shares[1] * (config.spectral_weight / positions.shape[2]),
-            )
-        output.loss.backward()
-        return torch.stack([output.token_loss * counts[0], counts[0], output.spectral_loss * counts[1], counts[1]])
+            self._captured[shape] = Captured(self._objective.forward_backward, piece, [self._gradients])
+        return self._captured[shape](piece)
 
     def _update(self, sums: Tensor, lr: float) -> Tensor:
         run = self._run
-        config, optim = run.autoencoder.config, run.config.optim
-        token, spectral = sums[0] / sums[1], sums[2] / sums[3].clamp(min=1)
-        loss = config.token_weight * token + config.spectral_weight * spectral
+        measured = self._objective.measured(sums)
         if run.scaler.is_enabled():
             run.scaler.unscale_(run.optimizer)
-        norm = guarded_step(run.optimizer, loss, lr, optim.clip_norm, keep_buffers=self._gradients is not None)
+        norm = guarded_step(
+            run.optimizer, measured[0], lr, run.config.optim.clip_norm, keep_buffers=self._gradients is not None
+        )
         if run.scaler.is_enabled():
             run.scaler.update()
         if run.config.ema is not None:
             update_average(run.optimizer, run.config.ema)
-        return torch.stack([loss, token, spectral, norm])
+        return torch.cat([measured, norm[None]])
 
     def _clear_gradients(self) -> None:
         self._run.optimizer.zero_grad(set_to_none=self._gradients is None)
@@ -189,7 +163,7 @@ class OptimizerStep:
 
 def _gradient_buffer(run: Run) -> Tensor:
     """One buffer behind all gradients, which are never replaced: what a recorded graph and an exchange need."""
-    parameters = list(run.autoencoder.parameters())
+    parameters = [parameter for parameter in run.model.parameters() if parameter.requires_grad]
     buffer = torch.zeros(sum(parameter.numel() for parameter in parameters), device=run.device)
     for parameter, part in zip(parameters, buffer.split([p.numel() for p in parameters]), strict=True):
         parameter.grad = part.view_as(parameter)

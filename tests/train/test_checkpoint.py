@@ -34,16 +34,16 @@ def test_round_trip_and_retention(tmp_path: Path) -> None:
 
 def test_the_best_of_a_stage_stays_beyond_the_newest(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path, keep=2)
-    for step, loss in ((1, 0.5), (2, 0.3), (3, 0.4), (4, None), (5, 0.31)):
-        checkpoints.save(make(step), loss)
-    assert checkpoints.best() == Best(step=2, stage=0, loss=0.3)
+    for step, score in ((1, 0.5), (2, 0.7), (3, 0.6), (4, None), (5, 0.69)):
+        checkpoints.save(make(step), score)
+    assert checkpoints.best() == Best(step=2, stage=0, score=0.7)
     assert checkpoints.steps() == [2, 4, 5]
-    checkpoints.save(make(6, stage=1), 7.0)
-    assert checkpoints.best() == Best(step=6, stage=1, loss=7.0), "losses of two stages cannot be compared"
+    checkpoints.save(make(6, stage=1), 0.1)
+    assert checkpoints.best() == Best(step=6, stage=1, score=0.1), "scores of two stages cannot be compared"
     assert names(tmp_path) == ["best.json", "step-5", "step-6"]
 
 
-@pytest.mark.parametrize("content", ["", "{", '{"step": 1}', "[" * 100_000, '{"step": 9, "stage": 0, "loss": 1}'])
+@pytest.mark.parametrize("content", ["", "{", '{"step": 1}', "[" * 100_000, '{"step": 9, "stage": 0, "score": 1}'])
 def test_a_pointer_to_the_best_that_says_nothing_is_ignored(tmp_path: Path, content: str) -> None:
     checkpoints = Checkpoints(tmp_path, keep=2)
     checkpoints.save(make(1), 0.5)
@@ -51,6 +51,17 @@ def test_a_pointer_to_the_best_that_says_nothing_is_ignored(tmp_path: Path, cont
     assert checkpoints.best() is None
     checkpoints.save(make(2), 0.6)
     assert checkpoints.best() == Best(2, 0, 0.6)
+
+
+def test_a_best_that_is_trained_again_gives_way(tmp_path: Path) -> None:
+    """Its checkpoint was found damaged and the run went on from the one before."""
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    checkpoints.save(make(1))
+    checkpoints.save(make(3), 0.9)
+    checkpoints.save(make(2), 0.5)
+    assert checkpoints.best() == Best(2, 0, 0.5)
+    checkpoints.save(make(4), float("nan"))
+    assert checkpoints.best() == Best(2, 0, 0.5)
 
 
 def test_damaged_ones_do_not_count_among_those_that_stay(tmp_path: Path) -> None:

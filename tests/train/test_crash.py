@@ -119,7 +119,7 @@ def crashes(folder: Path, prepare: Save, save: Save, survives: Callable[[Path], 
 
 def two_saved(folder: Path) -> None:
     for step in (1, 2):
-        Checkpoints(folder, keep=2).save(make(step), validation_loss=1 / step)
+        Checkpoints(folder, keep=2).save(make(step), score=-1 / step)
 
 
 def newest_damaged(folder: Path) -> None:
@@ -129,7 +129,7 @@ def newest_damaged(folder: Path) -> None:
 
 
 def save_third(folder: Path) -> None:
-    Checkpoints(folder, keep=2).save(make(3), validation_loss=0.1)
+    Checkpoints(folder, keep=2).save(make(3), score=-0.1)
 
 
 @pytest.mark.filterwarnings("ignore:.*step-3 is damaged")

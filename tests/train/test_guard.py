@@ -41,20 +41,20 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def state_of(run: Any) -> bytes:
     """Weights, moments, average and scaler, to the bit."""
-    tensors = [*run.autoencoder.state_dict().values(), *tensors_in(list(run.optimizer.state.values()))]
+    tensors = [*run.model.state_dict().values(), *tensors_in(list(run.optimizer.state.values()))]
     raw = [tensor.detach().clone().reshape(-1).view(torch.uint8) for tensor in tensors]
     return torch.cat(raw).numpy().tobytes() + str(run.scaler.state_dict()).encode()
 
 
 def spoiled(batch: dict[str, Any], run: Any, place: str, value: float) -> dict[str, Any]:
     """One pixel of a visible token, or one band of a hidden one, in the batch's first image."""
-    image, patch = batch["image"].clone(), run.autoencoder.config.patch_size
+    image, patch = batch["image"].clone(), run.model.config.patch_size
     stage, ids = run.stage, batch["sample_id"]
     mask = ops.random_cube_mask(
         ids, batch["valid"].shape[1], stage.mask_ratio, seed=run.config.seed, step=run.progress.step + 1
     )
     token = int(mask.ids_keep[0, 0]) if place == "input pixel" else int(mask.mask[0].nonzero()[0])
-    _, rows, columns = run.autoencoder.config.grid
+    _, rows, columns = run.model.config.grid
     band, y, x = token // (rows * columns) * patch[0], token // columns % rows * patch[1], token % columns * patch[2]
     size = (1, 1) if place == "input pixel" else patch[1:]
     image[0, band, y : y + size[0], x : x + size[1]] = value
@@ -68,7 +68,7 @@ def injected(run: Any, batches: Iterator[Any], place: str, value: float) -> Iter
     last = run.stage.accumulate
     with contextlib.ExitStack() as stack:
         if place == "loss":
-            hook = run.autoencoder.register_forward_hook(
+            hook = run.model.register_forward_hook(
                 lambda *call: call[2]._replace(loss=call[2].loss * value) if next(passes) == last else call[2]
             )
             stack.callback(hook.remove)
@@ -79,7 +79,7 @@ def injected(run: Any, batches: Iterator[Any], place: str, value: float) -> Iter
                 gradient.view(-1)[7] = value
                 return gradient if next(passes) == last else torch.zeros_like(gradient)
 
-            stack.callback(next(run.autoencoder.parameters()).register_hook(poison).remove)
+            stack.callback(next(run.model.parameters()).register_hook(poison).remove)
         else:
             batches = (spoiled(batch, run, place, value) if next(passes) == last else batch for batch in batches)
         yield batches
@@ -105,7 +105,7 @@ def inject_all(rank: int, size: int) -> None:
             measured = real(self, spoilt, lr)
         assert not measured.isfinite().all(), (place, value)
         assert state_of(run) == before, f"{place} {value} changed a bit on process {rank}"
-        assert all(parameter.grad is None for parameter in run.autoencoder.parameters())
+        assert all(parameter.grad is None for parameter in run.model.parameters())
         return measured
 
     OptimizerStep.__call__ = call

@@ -46,7 +46,7 @@ def report(folder: Path) -> None:
     """Files tell the parent that steps are being made, and that a save is under way."""
     from spectralgpt.train.checkpoint import Checkpoints
     from spectralgpt.train.monitor import Monitor
-    from spectralgpt.train.validation import Validation
+    from spectralgpt.train.tasks.reconstruction import ReconstructionValidation
 
     (folder / "begun").unlink(missing_ok=True)
     (folder / "saving").unlink(missing_ok=True)
@@ -63,7 +63,7 @@ def report(folder: Path) -> None:
         (folder / "begun").touch()
 
     Checkpoints.save, Monitor.record = save, record
-    Validation.draw = Monitor.figure = lambda *_: None  # a second each, and nothing here looks at figures
+    ReconstructionValidation.draw = Monitor.figure = lambda *_: None  # a second each, and nothing here looks at figures
 
 
 def start(folder: Path, options: dict[str, str]) -> BaseProcess:

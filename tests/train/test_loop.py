@@ -75,7 +75,7 @@ def gradients(run: Run, nodata: bool = False) -> list[Tensor]:
     step = OptimizerStep(run)
     step._place.fill_(1)
     sums = step._attempt([], batches(run.stage.batch_size, nodata), exchange=True)
-    found = [parameter.grad.clone() for parameter in run.autoencoder.parameters()]
+    found = [parameter.grad.clone() for parameter in run.model.parameters()]
     return [*found, step._update(sums, 1e-3)]
 
 
@@ -97,14 +97,14 @@ def test_however_a_steps_windows_are_cut_the_gradient_is_the_same(
 
 def test_without_nodata_the_gradient_is_that_of_the_published_loss(build: Callable[..., Run]) -> None:
     run = build(model={**SMALL, "token_weight": 2.0, "spectral_weight": 0.5})
-    weights = {name: tensor.clone() for name, tensor in run.autoencoder.state_dict().items()}
+    weights = {name: tensor.clone() for name, tensor in run.model.state_dict().items()}
     *got, measured = gradients(run)
-    run.autoencoder.load_state_dict(weights)
+    run.model.load_state_dict(weights)
     batch = next(batches(WINDOWS))
     mask = ops.random_cube_mask(batch["sample_id"], 16, 0.75, seed=run.config.seed, step=1)
-    output = run.autoencoder(batch["image"], mask)
+    output = run.model(batch["image"], mask)
     output.loss.backward()
-    for gradient, parameter in zip(got, run.autoencoder.parameters(), strict=True):
+    for gradient, parameter in zip(got, run.model.parameters(), strict=True):
         torch.testing.assert_close(gradient, parameter.grad, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(measured[:3], torch.stack([output.loss.detach(), *output[1:3]]))
 
@@ -208,8 +208,8 @@ def test_a_recorded_step_is_the_same_step(build: Callable[..., Run], monkeypatch
     run.config = dataclasses.replace(run.config, speed=dataclasses.replace(run.config.speed, cuda_graph=True))
     torch.testing.assert_close(steps(run, 3), expected, rtol=1e-6, atol=1e-6)
     assert len(recorded) == 2, "windows come in threes and a last pair"
-    buffer = next(run.autoencoder.parameters()).grad.untyped_storage()
-    assert all(p.grad.untyped_storage()._cdata == buffer._cdata for p in run.autoencoder.parameters())
+    buffer = next(run.model.parameters()).grad.untyped_storage()
+    assert all(p.grad.untyped_storage()._cdata == buffer._cdata for p in run.model.parameters())
 
 
 def test_a_replay_reads_its_own_buffers() -> None:
@@ -245,7 +245,7 @@ def test_recomputation_keeps_less_and_changes_no_bit(build: Callable[..., Run], 
 
         mask = ops.random_cube_mask(torch.arange(WINDOWS), 16, 0.75, seed=0)
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            run.autoencoder(next(batches(WINDOWS))["image"], mask).loss.backward()
+            run.model(next(batches(WINDOWS))["image"], mask).loss.backward()
         run.optimizer.zero_grad()
         return sum(sizes.values())
 
@@ -255,7 +255,7 @@ def test_recomputation_keeps_less_and_changes_no_bit(build: Callable[..., Run], 
     expected = steps(plain)
     torch.manual_seed(3)
     assert torch.equal(steps(other), expected)
-    for a, b in zip(plain.autoencoder.parameters(), other.autoencoder.parameters(), strict=True):
+    for a, b in zip(plain.model.parameters(), other.model.parameters(), strict=True):
         assert torch.equal(a, b)
 
 
@@ -284,10 +284,10 @@ def test_lower_precision_keeps_weights_and_moments_in_float32_and_resumes_to_the
 def test_a_gradient_beyond_fp16_lowers_the_scale_and_changes_nothing_else(build: Callable[..., Run]) -> None:
     run = build(precision="fp16")
     run.scaler.load_state_dict({**run.scaler.state_dict(), "scale": 2.0**60})
-    before = {name: tensor.clone() for name, tensor in run.autoencoder.state_dict().items()}
+    before = {name: tensor.clone() for name, tensor in run.model.state_dict().items()}
     measured = steps(run, 1)
     assert not measured[0, 3].isfinite()
-    assert all(torch.equal(tensor, before[name]) for name, tensor in run.autoencoder.state_dict().items())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in run.model.state_dict().items())
     assert run.scaler.get_scale() == 2.0**59
 
 

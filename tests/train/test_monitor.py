@@ -15,6 +15,7 @@ from spectralgpt.train.config import RunConfig
 from spectralgpt.train.folder import RunFolder
 from spectralgpt.train.monitor import Monitor, keep_rows
 from spectralgpt.train.run import Progress
+from spectralgpt.train.tasks.reconstruction import result_of
 
 CONFIG = RunConfig()
 
@@ -54,7 +55,7 @@ def test_skipped_steps_are_marked_counted_in_a_row_and_never_written_as_nan(tmp_
 def test_a_validation_is_a_row_and_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     result = Reconstruction(psnr=22.456, psnr_nearest=20.6, psnr_mean=21.9, loss=0.01, windows=7)
     with Monitor(RunFolder(tmp_path), Progress(), CONFIG) as monitor:
-        monitor.validation(Progress(step=4), CONFIG.stages[0], result, tmp_path / "figures" / "step-4.png")
+        monitor.validation(Progress(step=4), CONFIG.stages[0], result_of(result), tmp_path / "figures" / "step-4.png")
     (row,) = rows(tmp_path / "metrics.jsonl")
     assert (row["step"], row["psnr"], row["psnr_nearest"], row["psnr_mean"], row["windows"]) == (
         4,
@@ -72,7 +73,7 @@ def test_the_errors_of_bands_are_in_the_row(tmp_path: Path) -> None:
     bands = {"B02": BandError(30.0, 0.9, 55.5, 4.0), "B03": BandError(math.inf, 1.0, 0.0, math.nan)}
     result = Reconstruction(22.0, 20.0, 21.0, 0.01, 7, ssim=0.8, sam=3.5, ergas=4.2, bands=bands)
     with Monitor(RunFolder(tmp_path), Progress(), CONFIG) as monitor:
-        monitor.validation(Progress(step=4), CONFIG.stages[0], result, tmp_path / "step-4.png")
+        monitor.validation(Progress(step=4), CONFIG.stages[0], result_of(result), tmp_path / "step-4.png")
     (row,) = rows(tmp_path / "metrics.jsonl")
     assert (row["ssim"], row["sam"], row["ergas"]) == (0.8, 3.5, 4.2)
     assert row["bands"] == {

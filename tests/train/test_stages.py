@@ -18,11 +18,13 @@ from spectralgpt.data.bands import SENTINEL2, SENTINEL2_12
 from spectralgpt.data.sensors import LANDSAT_OLI
 from spectralgpt.data.synthetic import synthetic_scene
 from spectralgpt.errors import UserError
+from spectralgpt.models.config import ModelConfig
 from spectralgpt.nn.positions import resample_spatial, resample_spectral
 from spectralgpt.train import recipe, stages
-from spectralgpt.train.config import ModelSection, StageConfig
+from spectralgpt.train.config import ModelSection, RunConfig, StageConfig
 from spectralgpt.train.run import prepare
 from spectralgpt.train.stages import Snapshot
+from spectralgpt.train.tasks.pretrain import Pretrain
 from tests.data.rasters import write
 from tests.train import small_run
 
@@ -32,19 +34,24 @@ CARD = SENTINEL2.select(SENTINEL2_12)
 OTHER = LANDSAT_OLI.select(("B1", "B2", "B3", "B4", "B5", "B6", "B7"))
 SPATIAL, SPECTRAL = "encoder.positions.spatial", "encoder.positions.spectral"
 ADAMW = ("exp_avg", "exp_avg_sq", "step")
+TASK = Pretrain(RunConfig())
+
+
+def first(config: ModelConfig, seed: int) -> Snapshot:
+    return stages.untrained(TASK.first(config, seed))
 
 
 def entered(card: Any = CARD, image_size: int = 24, **choices: Any) -> tuple[Snapshot, Snapshot, Snapshot]:
     """The snapshots before and after a change of stage, and the fresh one."""
     section = ModelSection(**SMALL)
     old, new = stages.model_config(section, CARD, 16), stages.model_config(section, card, image_size)
-    before, fresh = stages.first_snapshot(section, old, 1), stages.first_snapshot(section, new, 2)
+    before, fresh = first(old, 1), first(new, 2)
     generator = torch.Generator().manual_seed(3)
     for key in ("exp_avg", "exp_avg_sq"):
         before.moments[key] = {n: torch.rand(t.shape, generator=generator) for n, t in before.weights.items()}
     before.moments["step"] = {name: torch.tensor(7.0) for name in before.weights}
     before.moments["average"] = dict(before.weights)
-    return before, stages.enter(before, old, new, card, StageConfig(**choices), fresh), fresh
+    return before, stages.enter(before, old, new, card, StageConfig(**choices), fresh, TASK.build), fresh
 
 
 def test_another_size_resamples_positions_and_their_moments_and_touches_nothing_else() -> None:
@@ -65,12 +72,12 @@ def test_another_size_resamples_positions_and_their_moments_and_touches_nothing_
 def test_bicubic_weights_cannot_take_a_second_moment_below_zero() -> None:
     section = ModelSection(**SMALL)
     old, new = stages.model_config(section, CARD, 32), stages.model_config(section, CARD, 48)
-    before = stages.first_snapshot(section, old, 1)
+    before = first(old, 1)
     edge = torch.zeros(16, 32)
     edge[5] = 1.0
     before.moments["exp_avg_sq"] = {n: torch.zeros_like(t) for n, t in before.weights.items()} | {SPATIAL: edge}
     assert resample_spatial(edge, (4, 4), (6, 6)).min() < 0
-    after = stages.enter(before, old, new, CARD, StageConfig(), before)
+    after = stages.enter(before, old, new, CARD, StageConfig(), before, TASK.build)
     assert after.moments["exp_avg_sq"][SPATIAL].min() == 0
 
 

@@ -58,9 +58,9 @@ def _child(
     os.environ.update({"MASTER_ADDR": "127.0.0.1", **{name: str(value) for name, value in names.items()}})
     warnings.simplefilter("default")
     from spectralgpt.train.monitor import Monitor
-    from spectralgpt.train.validation import Validation
+    from spectralgpt.train.tasks.reconstruction import ReconstructionValidation
 
-    Validation.draw = Monitor.figure = lambda *_: None  # a second each, and nothing here looks at figures
+    ReconstructionValidation.draw = Monitor.figure = lambda *_: None  # a second each, and nothing here looks at figures
     small_run._child(stderr, options, None if before is None else lambda: before(rank, *arguments), ())
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,15 +15,38 @@ from spectralgpt import ops
 from spectralgpt.data.datasets.scene import SceneWindows
 from spectralgpt.data.source import ImageViews
 from spectralgpt.models.autoencoder import Autoencoder
-from spectralgpt.models.base import arrange_bands
+from spectralgpt.models.base import SpectralModel, arrange_bands
+from spectralgpt.models.config import ModelConfig
 from spectralgpt.models.reconstruction import Reconstruction, denormalize, evaluate
 from spectralgpt.train.config import StageConfig
+from spectralgpt.train.tasks.base import Result, Validation
 from spectralgpt.viz.figures import Example, reconstruction_figure
 
 _EXAMPLES = 3
+_HEADER = (
+    "PSNR of hidden tokens in held-out windows, dB; the model's SSIM, spectral angle and ERGAS",
+    "model   nearest      mean      SSIM  angle, deg     ERGAS",
+)
 
 
-class Validation:
+def result_of(found: Reconstruction) -> Result:
+    """The numbers as a run tells them."""
+    numbers = {
+        "validation_loss": found.loss,
+        "psnr": found.psnr,
+        "psnr_nearest": found.psnr_nearest,
+        "psnr_mean": found.psnr_mean,
+        "ssim": found.ssim,
+        "sam": found.sam,
+        "ergas": found.ergas,
+    }
+    bands = {name: dataclasses.asdict(error) for name, error in found.bands.items()}
+    line = f"{found.psnr:8.2f}  {found.psnr_nearest:8.2f}  {found.psnr_mean:8.2f}"
+    line += f"  {found.ssim:8.3f}  {found.sam:10.2f}  {found.ergas:8.2f}"
+    return Result(numbers, {"windows": found.windows, "bands": bands}, -found.loss, _HEADER, line)
+
+
+class ReconstructionValidation(Validation):
     """The held-out windows of one stage."""
 
     def __init__(self, windows: SceneWindows | ImageViews, stage: StageConfig, seed: int, device: torch.device) -> None:
@@ -36,23 +60,24 @@ class Validation:
         ranks = torch.linspace(1.0, 0.95, _EXAMPLES) * (len(windows) - 1)
         self._pictured = contrast.argsort()[ranks.round().long()].unique().tolist()
 
-    def measure(self, autoencoder: Autoencoder) -> Reconstruction:
+    def measure(self, model: SpectralModel) -> Result:
         """Errors of the model and the baselines over all windows."""
-        return evaluate(
-            autoencoder, self._batches(), mask_ratio=self.stage.mask_ratio, seed=self.seed, device=self.device
+        assert isinstance(model, Autoencoder)
+        return result_of(
+            evaluate(model, self._batches(), mask_ratio=self.stage.mask_ratio, seed=self.seed, device=self.device)
         )
 
     @torch.no_grad()
-    def draw(self, autoencoder: Autoencoder, path: Path, title: str) -> None:
+    def draw(self, model: SpectralModel, path: Path, title: str) -> None:
         """Writes the figure; visible tokens are kept as they are, hidden ones come from the model."""
-        config = autoencoder.config
+        config = model.config
         batch = default_collate([self.windows[0, index] for index in self._pictured])
         image, valid, sample_id = (batch[key].to(self.device) for key in ("image", "valid", "sample_id"))
         mask = ops.random_cube_mask(sample_id, valid.shape[1], self.stage.mask_ratio, seed=self.seed)
-        was_training = autoencoder.training
-        autoencoder.eval()
-        prediction = autoencoder(image, mask, valid=valid).prediction.float()
-        autoencoder.train(was_training)
+        was_training = model.training
+        model.eval()
+        prediction = model(image, mask, valid=valid).prediction.float()
+        model.train(was_training)
         truth = ops.patchify3d(arrange_bands(image, config), config.patch_size)
         if config.normalize_targets:
             prediction = denormalize(prediction, truth)
@@ -61,7 +86,7 @@ class Validation:
         hidden = mask.mask[:, :, None].expand_as(truth)
         shown = list(dict.fromkeys(config.band_order))  # a band repeated to fill a group is drawn once
         columns = [config.band_order.index(band) for band in shown]
-        cubes = (self._cube(tokens, autoencoder)[:, columns].cpu().numpy() for tokens in (truth, rebuilt, hidden))
+        cubes = (self._cube(tokens, config)[:, columns].cpu().numpy() for tokens in (truth, rebuilt, hidden))
         examples = [Example(self._name(index), *arrays) for index, *arrays in zip(self._pictured, *cubes, strict=True)]
         reconstruction_figure(
             path,
@@ -89,8 +114,7 @@ class Validation:
             }
         return self._normalizations[index]
 
-    def _cube(self, tokens: Tensor, autoencoder: Autoencoder) -> Tensor:
-        config = autoencoder.config
+    def _cube(self, tokens: Tensor, config: ModelConfig) -> Tensor:
         return ops.unpatchify3d(tokens, (len(config.band_order), *config.height_width), config.patch_size)
 
     def _name(self, index: int) -> str:
