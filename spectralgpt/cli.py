@@ -144,7 +144,29 @@ def info(arguments: Sequence[str]) -> int:
     return 0
 
 
-COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"train": train, "plan": plan, "prepare": prepare, "info": info}
+def app(arguments: Sequence[str]) -> int:
+    """Look at scenes, reconstructions and spectra in the browser, on this machine only."""
+    parser = _Parser(prog="spectralgpt app", description=app.__doc__)
+    parser.add_argument("root", type=Path, help="folder with scenes and models; nothing outside it is opened")
+    parser.add_argument("--port", type=int, default=7860, help="on 127.0.0.1 (%(default)s)")
+    parser.add_argument("--sensor", help="sensor card of files that do not tell (sentinel2)")
+    parser.add_argument("--band-order", metavar="A,B,...", help="bands of files without band descriptions")
+    options = parser.parse_args(arguments)
+    from spectralgpt.app.explorer import Explorer
+    from spectralgpt.app.server import serve
+
+    band_order = options.band_order.split(",") if options.band_order else None
+    serve(Explorer(options.root, options.sensor, band_order), options.port)
+    return 0
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "train": train,
+    "plan": plan,
+    "prepare": prepare,
+    "info": info,
+    "app": app,
+}
 
 
 class _Parser(argparse.ArgumentParser):

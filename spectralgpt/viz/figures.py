@@ -9,6 +9,7 @@ hidden ones, in pictures and spectra alike.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.gridspec import GridSpec
-from matplotlib.image import imread
+from matplotlib.image import imread, imsave
 from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 
@@ -51,6 +52,13 @@ def read_figure(path: Path) -> NDArray[np.uint8]:
     """The pixels of a figure's PNG file, (H, W, 3)."""
     pixels: NDArray[np.uint8] = (imread(path)[:, :, :3] * 255).round().astype(np.uint8)
     return pixels
+
+
+def png_bytes(picture: NDArray[np.uint8]) -> bytes:
+    """An RGB picture (H, W, 3) as a PNG file, pixel for pixel."""
+    file = io.BytesIO()
+    imsave(file, picture, format="png")
+    return file.getvalue()
 
 
 def reconstruction_figure(
