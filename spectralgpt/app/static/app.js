@@ -67,7 +67,7 @@ function markWindow() {
   context.drawImage(picture, 0, 0);
   if (!window) return;
   const [, height, width] = window.shape;
-  context.lineWidth = Math.max(2, picture.width / 300);
+  context.lineWidth = Math.max(1, picture.width / 300);
   context.strokeStyle = "#ffd400";
   context.strokeRect(window.column / step, window.row / step, width / step, height / step);
 }
@@ -110,7 +110,7 @@ function drawPanels() {
     const extent = scales[band][1] - scales[band][0];
     for (let i = 0; i < area; i++) error[i] += Math.abs(window.rebuilt[band * area + i] - window.truth[band * area + i]) / extent / bands;
   }
-  paint("error", (i) => 255 * (1 - Math.min(error[i] / 0.25, 1)));
+  paint("error", (i) => 255 * Math.min(error[i] / 0.25, 1));
 }
 
 function range(values) {
