@@ -9,6 +9,7 @@ from spectralgpt.heads.change import ChangeDetector, create_change_detector
 from spectralgpt.heads.classification import Classifier, create_classifier
 from spectralgpt.heads.features import SpectralPool, feature_maps, pooled_features
 from spectralgpt.heads.segmentation import Segmenter, create_segmenter
+from spectralgpt.heads.weights import load_encoder
 from spectralgpt.models.registry import from_pretrained
 
 __all__ = [
@@ -23,5 +24,6 @@ __all__ = [
     "create_segmenter",
     "feature_maps",
     "from_pretrained",
+    "load_encoder",
     "pooled_features",
 ]

@@ -8,20 +8,32 @@ row and column, and the padding is cut off the result.
 
 from __future__ import annotations
 
+import dataclasses
+import logging
 from abc import abstractmethod
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from spectralgpt.errors import UserError
 from spectralgpt.heads.base import HeadConfig, TaskModel
 from spectralgpt.heads.features import SpectralPool, feature_maps
+from spectralgpt.models.base import SpectralModel
 from spectralgpt.models.config import ModelConfig
 from spectralgpt.models.encoder import Encoder
+
+logger = logging.getLogger(__name__)
 
 
 class DenseHead(nn.Module):
     """From an encoder and an image to one score per class and pixel."""
+
+    published_names: ClassVar[Mapping[str, str]] = {}
+    """Parts of the head's parameter names and what published checkpoints call them."""
 
     @abstractmethod
     def extract(self, encoder: Encoder, image: Tensor) -> list[Tensor]:
@@ -61,9 +73,32 @@ class DenseModel(TaskModel):
     def __init__(self, config: ModelConfig, head_config: HeadConfig) -> None:
         """Fresh weights."""
         super().__init__(config, head_config)
-        self.head = make_dense_head(config, head_config)
-        if head_config.head == "published":  # never applies the encoder's final norm, which must not wait for gradients
-            self.encoder.norm.requires_grad_(False)
+        self._wear(head_config)
+
+    @contextmanager
+    def expecting(self, published: Collection[str]) -> Iterator[None]:
+        """Takes on the published head where the checkpoint has one and the model another; keeps it on success alone."""
+        if self.head_config.head == "published" or not any(key.startswith("cls_seg.") for key in published):
+            yield
+            return
+        head, head_config = self.head, self.head_config
+        fresh: dict[str, Any] = {"head": "published", "spectral_pool": "", "dropout": -1.0, "width": 0, "compare": ""}
+        self._wear(dataclasses.replace(head_config, **fresh))
+        self.head.to(next(head.parameters())).train(self.training)
+        try:
+            yield
+        except UserError:
+            self._wear(head_config, head)
+            raise
+        logger.warning("head: %s replaced by the checkpoint's published one; build the optimizer now", head_config.head)
+
+    def _wear(self, head_config: HeadConfig, head: DenseHead | None = None) -> None:
+        published = head_config.head == "published"
+        self.head_config = head_config
+        self.head = head or make_dense_head(self.config, head_config)
+        self.published_names = {**SpectralModel.published_names, **self.head.published_names}
+        # The published head never applies the encoder's final norm; its weights must not wait for gradients.
+        self.encoder.norm.requires_grad_(not published)
 
     def _pad(self, image: Tensor) -> Tensor:
         _, p, q = self.config.patch_size

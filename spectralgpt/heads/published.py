@@ -9,6 +9,7 @@ are free. Interpolation aligns corners here.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
@@ -29,7 +30,7 @@ _POOLED = (1, 2, 3, 6)
 class PublishedHead(DenseHead):
     """The published pyramid; 23.8 million weights at its published width."""
 
-    published_names: ClassVar[dict[str, str]] = {
+    published_names: ClassVar[Mapping[str, str]] = {
         "head.pool.": "fc.0.",
         "head.levels.": "conv",
         "head.context.pools.": "decoder.PPMHead.psp_modules.",
@@ -98,7 +99,7 @@ class Context(nn.Module):
         """(B, channels, h, w) -> (B, width, h, w)."""
         size = maps.shape[-2:]
         parts = [scale_to(pool(maps), *size, align_corners=True) for pool in self.pools]
-        out: Tensor = self.final(torch.cat([maps, *parts], dim=1))
+        out: Tensor = self.final(torch.cat([*parts, maps], dim=1))
         return out
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -64,6 +65,11 @@ class SpectralModel(nn.Module):
         """The state dict that a model built from the configuration loads; `tensors` instead of the model's own."""
         return self.state_dict() if tensors is None else tensors
 
+    @contextmanager
+    def expecting(self, published: Collection[str]) -> Iterator[None]:
+        """Surrounds the loading of a published checkpoint with these names; where it fails, the model is as before."""
+        yield
+
     def save_pretrained(self, folder: str | Path, tensors: Mapping[str, Tensor] | None = None) -> None:
         """Writes `model.safetensors` and `config.json`; `spectralgpt.from_pretrained(folder)` reads them back.
 
@@ -104,7 +110,11 @@ class SpectralModel(nn.Module):
         Raises:
             UserError: the number of groups changes and either band set has no wavelengths.
         """
-        config = dataclasses.replace(self.config, **band_fields(bands, self.config.patch_size[0]))
+        self.take_bands(**band_fields(bands, self.config.patch_size[0]))
+
+    def take_bands(self, **fields: Any) -> None:  # noqa: ANN401 - fields of ModelConfig
+        """`adapt_bands` to the fields of a configuration: `bands`, `band_names`, `wavelengths` and `groups`."""
+        config = dataclasses.replace(self.config, **fields)
         old, new = self.config.group_wavelengths, config.group_wavelengths
         if old is not None and new is not None:
             for module in self.modules():

@@ -35,7 +35,7 @@ class LoadReport:
 
     Attributes:
         loaded: copied as they are.
-        resized: spatial positions resampled to the model's image size.
+        resized: positions resampled to the model's image size, moved to its bands, or summed to its flat form.
         missing: parameters that the checkpoint does not have; they keep their values.
         unexpected: tensors that the model has no place for.
         mismatched: of a shape that cannot be converted, with both shapes; the parameters keep their values.
@@ -70,7 +70,8 @@ def load_reference_checkpoint(
     """Copies a published checkpoint into a model; spatial positions of another image size are resampled.
 
     Args:
-        model: an autoencoder, or an encoder: the checkpoint's decoder is then reported as unused.
+        model: an autoencoder; or an encoder or task model: the checkpoint's decoder is then reported as unused. A model
+            for maps takes on the published head where the checkpoint has it.
         source: path of a .pth file, or a state dict with published names; with or without a `module.` prefix,
             separate q, k, v or fused to_qkv, by itself or under the key "model".
         strict: raise unless every parameter found its tensor and every tensor its place; the model is then untouched.
@@ -81,7 +82,13 @@ def load_reference_checkpoint(
     Raises:
         UserError: the file is missing or is no checkpoint of tensors, or `strict` and something is left over.
     """
-    tensors = _split_fused(_unwrap(source))
+    tensors = split_fused(unwrap(source))
+    with model.expecting(tensors):
+        return _load(model, tensors, strict)
+
+
+def _load(model: SpectralModel, tensors: dict[str, Tensor], strict: bool) -> LoadReport:
+    joined = _join_positions(model, tensors)
     copies: list[tuple[_Entry, Tensor]] = []
     found: dict[str, list[str]] = {kind: [] for kind in ("loaded", "resized", "missing", "mismatched")}
     for entry in _entries(model):
@@ -92,7 +99,8 @@ def load_reference_checkpoint(
         elif fitted is None:
             found["mismatched"].append(f"{entry.key} (expected {entry.shape}, got {tuple(tensor.shape)})")
         else:
-            found["loaded" if fitted is tensor else "resized"].append(entry.key)
+            as_it_is = fitted is tensor and entry.key not in joined
+            found["loaded" if as_it_is else "resized"].append(joined.get(entry.key, entry.key))
             copies.append((entry, fitted))
     unused = [key for key in tensors if _DECODER.match(key)] if not isinstance(model, Autoencoder) else []
     unexpected = [key for key in tensors if key not in unused]
@@ -159,7 +167,19 @@ def _fit(tensor: Tensor, entry: _Entry, config: ModelConfig) -> Tensor | None:
     return resample_spatial(tensor[0].float(), (side, side), config.grid[1:])
 
 
-def _unwrap(source: str | Path | Mapping[str, Any]) -> dict[str, Tensor]:
+def _join_positions(model: SpectralModel, tensors: dict[str, Tensor]) -> dict[str, str]:
+    """Separable positions summed where the model has flat ones; the flat keys with what they were made of."""
+    joined = {}
+    for key in [entry.key for entry in _entries(model) if entry.key.endswith("pos_embed")]:
+        parts = (f"{key}_temporal", f"{key}_spatial")
+        if key not in tensors and all(part in tensors and tensors[part].dim() == 3 for part in parts):
+            spectral, spatial = (tensors.pop(part) for part in parts)
+            tensors[key] = (spectral[:, :, None] + spatial[:, None]).flatten(1, 2)
+            joined[key] = f"{key} ({' + '.join(parts)})"
+    return joined
+
+
+def unwrap(source: str | Path | Mapping[str, Any]) -> dict[str, Tensor]:
     """The state dict inside a checkpoint, without wrappers' prefixes."""
     state = source if isinstance(source, Mapping) else _read(Path(source))
     state = state["model"] if isinstance(state.get("model"), Mapping) else state
@@ -169,7 +189,7 @@ def _unwrap(source: str | Path | Mapping[str, Any]) -> dict[str, Tensor]:
     return {str(key).removeprefix("module."): value for key, value in state.items()}
 
 
-def _split_fused(state: dict[str, Tensor]) -> dict[str, Tensor]:
+def split_fused(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Fused to_qkv (or qkv) matrices and biases as the three they are made of."""
     split: dict[str, Tensor] = {}
     for key, tensor in state.items():

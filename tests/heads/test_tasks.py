@@ -11,24 +11,12 @@ import torch
 import spectralgpt
 from spectralgpt.errors import UserError
 from spectralgpt.heads import ChangeDetector, Classifier, HeadConfig, Segmenter
+from tests.heads.small import change_detector, classifier, segmenter
 
-SMALL = {"image_size": 32, "embed_dim": 48, "depth": 2, "num_heads": 3}
 LABELS = [("linear", {}), ("mlp", {"width": 40}), ("published", {}), ("linear", {"spectral_pool": "concat"})]
 LABELS += [("mlp", {"spectral_pool": "learned"}), ("linear", {"task": "multi_label"})]
 MAPS = [("pyramid", {}), ("linear", {}), ("published", {"width": 32})]
 MAPS += [("pyramid", {"spectral_pool": "concat"}), ("linear", {"spectral_pool": "learned"})]
-
-
-def classifier(**config):
-    return spectralgpt.create_classifier("tiny", 5, **{**SMALL, **config})
-
-
-def segmenter(**config):
-    return spectralgpt.create_segmenter("tiny", 5, **{**SMALL, **config})
-
-
-def change_detector(**config):
-    return spectralgpt.create_change_detector("tiny", **{**SMALL, **config})
 
 
 EVERY = (

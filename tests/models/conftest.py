@@ -4,15 +4,12 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
-from safetensors import safe_open
 
 import spectralgpt
+from tests.golden import FOLDER, read
 
-GOLDEN = Path(__file__).parents[1] / "assets" / "golden"
 SMALL = {
     "embed_dim": 48,
     "depth": 2,
@@ -25,17 +22,7 @@ SMALL = {
 
 @pytest.fixture(scope="session")
 def golden():
-    """Reads a golden file: `metadata`, and its tensors by the part of the key before the first dot."""
-
-    def read(name):
-        content = SimpleNamespace(weights={}, grad={}, input={}, output={})
-        with safe_open(GOLDEN / f"{name}.safetensors", "pt") as file:
-            content.metadata = file.metadata()
-            for key in file.keys():
-                part, _, rest = key.partition(".")
-                getattr(content, part)[rest] = file.get_tensor(key)
-        return content
-
+    """Reads a golden file."""
     return read
 
 
@@ -43,11 +30,11 @@ def golden():
 def layout():
     """Names and shapes of a published checkpoint."""
 
-    def read(size):
-        entries = json.loads((GOLDEN / f"layout_pretrain_{size}_96.json").read_text(encoding="utf-8"))
+    def read_layout(size):
+        entries = json.loads((FOLDER / f"layout_pretrain_{size}_96.json").read_text(encoding="utf-8"))
         return {key: tuple(shape) for key, shape in entries}
 
-    return read
+    return read_layout
 
 
 @pytest.fixture

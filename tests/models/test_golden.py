@@ -3,21 +3,12 @@
 
 from __future__ import annotations
 
-import json
-import zlib
-
-import numpy as np
 import pytest
 import torch
 
 import spectralgpt
 from spectralgpt import ops
-
-
-def assert_published(actual, reference):
-    """max |difference| <= 1e-4 * max(1, max |reference|)."""
-    bound = 1e-4 * max(1.0, reference.abs().max().item())
-    assert (actual - reference).abs().max().item() <= bound
+from tests.golden import assert_published, drawn_input, drawn_weight, layout_of
 
 
 @pytest.mark.parametrize(
@@ -54,30 +45,21 @@ def test_small_model_outputs_and_every_gradient(name, config, golden, small_auto
         assert (gradients[key] - expected).abs().max() <= bound, key
 
 
-@pytest.fixture(scope="module")
-def published_tensor():
-    """Base weights by the rule in the golden metadata; both sizes share all but the spatial positions."""
-    drawn = {}
-
-    def tensor(key, shape):
-        if (key, shape) not in drawn:
-            values = np.random.RandomState(zlib.crc32(key.encode())).standard_normal(shape).astype(np.float32)
-            is_scale = len(shape) == 1 and key.endswith(".weight")
-            drawn[key, shape] = torch.from_numpy(1 + 0.1 * values if is_scale else 0.03 * values)
-        return drawn[key, shape]
-
-    yield tensor
-    drawn.clear()
+@pytest.fixture(scope="module", autouse=True)
+def _forget_weights():
+    """Both Base sizes share all weights but the spatial positions."""
+    yield
+    drawn_weight.cache_clear()
 
 
 @pytest.mark.parametrize("image_size", [96, 128])
-def test_base(image_size, golden, published_tensor):
+def test_base(image_size, golden):
     reference = golden(f"full_pretrain_base_{image_size}")
-    layout = [(key, tuple(shape)) for key, shape in json.loads(reference.metadata["layout"])]
+    weights = {key: drawn_weight(key, shape) for key, shape in layout_of(reference).items()}
     with torch.device("meta"):
         model = spectralgpt.create_autoencoder("base", image_size=image_size)
     model.to_empty(device="cpu")
-    report = spectralgpt.load_reference_checkpoint(model, {key: published_tensor(key, shape) for key, shape in layout})
+    report = spectralgpt.load_reference_checkpoint(model, weights)
     assert len(report.loaded) == 271
 
     image = drawn_input(reference.metadata["image"])
@@ -90,15 +72,6 @@ def test_base(image_size, golden, published_tensor):
     assert_published(ends, reference.output["pred_first_and_last_8_tokens"])
     assert_published(out.prediction.mean(dim=-1), reference.output["pred_mean_per_token"])
     assert_published(out.loss, reference.output["loss"][0])
-
-
-def drawn_input(rule):
-    """Follows a rule such as `numpy.random.RandomState(5).rand(1,12,96,96) float32`."""
-    call, dtype = rule.removeprefix("numpy.random.RandomState(").split()
-    seed, _, shape = call.partition(").rand(")
-    assert dtype == "float32"
-    sizes = [int(size) for size in shape.rstrip(")").split(",")]
-    return torch.from_numpy(np.random.RandomState(int(seed)).rand(*sizes).astype(np.float32))
 
 
 @pytest.mark.parametrize(("size", "count"), [("base", 98_496_960), ("large", 315_970_752), ("huge", 643_558_336)])
