@@ -4,8 +4,9 @@
 build:  ## rebuild the native module in place, quickly, with the tools of this environment
 	pip install -e . --no-build-isolation --no-deps
 
-test:  ## what needs no GPU
-	python -m pytest
+JOBS ?= 2
+test:  ## what needs no GPU; JOBS test files at a time
+	python -m pytest -n $(JOBS) --dist loadfile
 
 acceptance:  ## the long checks
 	python -m pytest -m acceptance

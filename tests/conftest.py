@@ -3,11 +3,17 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import pytest
 
-if "--hide-native" in sys.argv:  # now: other conftest files, read before any hook runs, import the package
+if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is imported, here and in child processes: one thread each
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+if "--hide-native" in sys.argv:
+    os.environ["SPECTRALGPT_TEST_HIDE_NATIVE"] = "1"  # the processes of pytest-xdist have another command line
+if "SPECTRALGPT_TEST_HIDE_NATIVE" in os.environ:  # now: other conftest files, read before any hook runs, import it
     sys.modules["spectralgpt._C"] = None  # type: ignore[assignment]  # importing it raises ImportError
 
 

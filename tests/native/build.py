@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import importlib.util
 import subprocess
@@ -33,6 +34,12 @@ class Plant(NamedTuple):
 
 def build(cache: Path, name: str = "_emulated", flags: Sequence[str] = (), plant: Plant | None = None) -> Path:
     """Compiles CPU and emulated CUDA kernels to one module; objects are kept under a hash of sources and flags."""
+    with open(cache / ".lock", "w") as lock:  # of several test processes one compiles and the others wait for it
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return _build(cache, name, flags, plant)
+
+
+def _build(cache: Path, name: str, flags: Sequence[str], plant: Plant | None) -> Path:
     headers = b"".join(path.read_bytes() for path in HEADERS)
 
     def compile_unit(unit: Path) -> Path:

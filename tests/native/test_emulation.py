@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -46,7 +47,8 @@ def test_emulation_catches_a_missing_barrier(cache: Path) -> None:
         "        const int count = histogram",
     )
     result = exercise(build(cache, plant=barrier), 60)
-    assert result.returncode != 0 and "AssertionError" in result.stderr
+    # Wrong tokens, or so wrong that their places lie outside of the arrays and malloc finds its heap spoilt.
+    assert "AssertionError" in result.stderr or -result.returncode in (signal.SIGABRT, signal.SIGSEGV)
 
 
 def test_emulation_catches_a_barrier_that_not_all_threads_reach(cache: Path) -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import runpy
 import subprocess
 import sys
 
@@ -81,6 +82,7 @@ def test_importing_ops_needs_torch_only() -> None:
     assert result.stdout.strip() in ("[] []", "[] ['spectralgpt._C']")
 
 
-def test_command_line_report() -> None:
-    result = subprocess.run([sys.executable, "-m", "spectralgpt.ops"], capture_output=True, text=True, check=True)
-    assert "reconstruction_loss" in result.stdout and "cpu" in result.stdout
+def test_command_line_report(capsys: pytest.CaptureFixture[str]) -> None:
+    runpy.run_module("spectralgpt.ops", run_name="__main__")
+    printed = capsys.readouterr().out
+    assert "reconstruction_loss" in printed and "cpu" in printed
