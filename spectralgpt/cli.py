@@ -109,6 +109,32 @@ def plan(arguments: Sequence[str]) -> int:
     return run_plan(options)
 
 
+def evaluate(arguments: Sequence[str]) -> int:
+    """Score a model on a split of a data set: JSON, a page, pictures; or probe a bare encoder."""
+    parser = _Parser(
+        prog="spectralgpt evaluate",
+        description=evaluate.__doc__,
+        epilog="and any --data.KEY VALUE of a recipe; by default those of the run that made the model",
+    )
+    parser.add_argument("--model", required=True, metavar="RUN", help="a run, or a model's folder")
+    parser.add_argument("--split", default="test", help="of the data set (%(default)s)")
+    parser.add_argument("--out", type=Path, help="folder of the results (RUN/evaluation/SPLIT)")
+    parser.add_argument("--batch-size", type=int, default=16, help="images or windows at a time (%(default)s)")
+    parser.add_argument("--overlap", type=float, default=0.5, help="of windows on maps, share of a side (%(default)s)")
+    parser.add_argument("--bootstrap", type=int, default=1000, help="resamples for the intervals (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the resamples (%(default)s)")
+    parser.add_argument("--worst", type=int, default=12, help="how many of the worst images to show (%(default)s)")
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="(%(default)s)")
+    parser.add_argument("--probe", choices=["knn", "linear"], help="judge the encoder's features, without its head")
+    parser.add_argument("--neighbours", type=int, default=5, help="of --probe knn (%(default)s)")
+    options, data = parser.parse_known_args(arguments)
+    os.environ.setdefault("GOMP_SPINCOUNT", "30000")  # as in train
+    from spectralgpt.evaluate.command import run_evaluation
+    from spectralgpt.train import recipe
+
+    return run_evaluation(vars(options), recipe.parse_options(data))
+
+
 def info(arguments: Sequence[str]) -> int:
     """Show versions, devices and operators; or what a data set holds, with a contact sheet."""
     parser = _Parser(prog="spectralgpt info", description=info.__doc__)
@@ -162,6 +188,7 @@ def app(arguments: Sequence[str]) -> int:
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": train,
+    "evaluate": evaluate,
     "plan": plan,
     "prepare": prepare,
     "info": info,
