@@ -91,7 +91,7 @@ def stacked(windows: Sequence[Tensor], size: int, length: int) -> Tensor:
 
 
 @torch.inference_mode()
-def results(function: Function, batches: Sequence[Tensor], count: int) -> Floats:
+def results(function: Function, batches: Sequence[Tensor], count: int, cell: int = 1) -> Floats:
     """The function's values for the first `count` windows of each batch, `(count, K, ...)` float32.
 
     Raises:
@@ -99,8 +99,9 @@ def results(function: Function, batches: Sequence[Tensor], count: int) -> Floats
     """
     values = function(*batches)
     length, _, size, _ = batches[0].shape
-    if values.dim() != 4 or len(values) != length or values.shape[2:] not in {(size, size), (1, 1)}:
-        raise UserError(f"function: expected values ({length}, K, {size}, {size}), got {tuple(values.shape)}")
+    side = size // cell
+    if values.dim() != 4 or len(values) != length or values.shape[2:] not in {(side, side), (1, 1)}:
+        raise UserError(f"function: expected values ({length}, K, {side}, {side}), got {tuple(values.shape)}")
     values = values[:count].float()
     if not values.isfinite().all():
         raise UserError("model: expected numbers, got infinite or undefined ones; check weights and normalisation")

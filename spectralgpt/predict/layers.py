@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import colorsys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from operator import mul
 from pathlib import Path
 
 import numpy as np
@@ -80,10 +81,20 @@ def probability_layer(path: Path, scene: Scene, classes: Sequence[str]) -> Layer
 
 
 def value_layer(
-    path: Path, scene: Scene, bands: Sequence[str], dtype: str = "float32", nodata: float | None = None
+    path: Path,
+    scene: Scene,
+    bands: Sequence[str],
+    dtype: str = "float32",
+    nodata: float | None = None,
+    cell: int = 1,
 ) -> Layer:
-    """The values as they are; integers are rounded to."""
+    """The values as they are, each for `cell` rows and columns of pixels; integers are rounded to."""
     layout = _layout(scene, dtype, tuple(bands), nodata=nodata)
+    if cell > 1:
+        height, width = (-(-length // cell) for length in scene.shape)
+        steps = (cell, cell, 1, cell, cell, 1)
+        transform = scene.transform and type(scene.transform)(*map(mul, tuple(scene.transform)[:6], steps))
+        layout = replace(layout, shape=(height, width), transform=transform)
     return Layer(path, layout, np.rint if np.dtype(dtype).kind in "iu" else np.copy)
 
 

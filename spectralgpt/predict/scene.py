@@ -46,6 +46,7 @@ def predict_scene(
     size: int,
     overlap: float = 0.5,
     batch_size: int = 16,
+    cell: int = 1,
     masks: Sequence[Mask] = (),
     identity: Mapping[str, Any] | None = None,
     ranks: Ranks = ALONE,
@@ -65,6 +66,8 @@ def predict_scene(
         size: rows and columns of a window.
         overlap: share of a window's side that it has in common with each neighbour at least.
         batch_size: windows at a time, at most.
+        cell: rows and columns of pixels that get one value, such as a model's patch; the sides of scenes and windows
+            are multiples of it, and the function gives values `(B, K, size / cell, size / cell)`.
         masks: pixels to leave out.
         identity: plain values that tell what the function is, such as a hash of its weights.
         ranks: this process among those that share the work.
@@ -78,13 +81,16 @@ def predict_scene(
         UserError: a damaged file (named with the place), no valid pixel, values that are no numbers, a disk that is
             full or refuses, or work of other settings in the way.
     """
-    windows = Windows(scenes[0].shape, size, overlap_pixels(size, overlap))
+    height, width = scenes[0].shape
+    if height % cell or width % cell or size % cell:
+        raise ValueError(f"expected scenes and windows of whole cells of {cell}, got {scenes[0].shape} and {size}")
+    windows = Windows((height // cell, width // cell), size // cell, overlap_pixels(size // cell, overlap))
     settings = {
         "format": FORMAT,
         "scene": [[header.path.name, *header.stamp] for scene in scenes for header in scene.headers],
         "bands": list(scenes[0].band_names),
         "mask": [[mask.header.path.name, *mask.header.stamp] for mask in masks],
-        "window": [size, overlap_pixels(size, overlap), batch_size],
+        "window": [size, overlap_pixels(size // cell, overlap), batch_size, cell],
         "output": [_plain(layer) for layer in layers],
         **(identity or {}),
     }
@@ -103,7 +109,7 @@ def predict_scene(
             _check_space(work, layers)
         ranks.wait()
         normalizations = [Normalization.from_dict(values) for values in work.remember("normalizations")]
-        _fill(function, Source(scenes, normalizations, windows, masks), batch_size, work, layers, ranks)
+        _fill(function, Source(scenes, normalizations, windows, masks, cell), batch_size, work, layers, ranks)
         ranks.wait()
         if ranks.rank == 0:
             _finish(work, layers, digest, scenes[0].name)

@@ -30,7 +30,8 @@ class Source:
 
     Attributes:
         scenes: of one grid.
-        windows: over them.
+        windows: over them, counted in cells.
+        cell: rows and columns of pixels that get one value.
     """
 
     def __init__(
@@ -39,18 +40,21 @@ class Source:
         normalizations: Sequence[Normalization],
         windows: Windows,
         masks: Sequence[Mask] = (),
+        cell: int = 1,
     ) -> None:
         """Reads nothing yet; there is one normalisation for each scene."""
-        self.scenes, self.windows = tuple(scenes), windows
-        self._rows = [_Rows(scene, masks, windows.size) for scene in scenes]
+        self.scenes, self.windows, self.cell = tuple(scenes), windows, cell
+        self._size = windows.size * cell
+        self._rows = [_Rows(scene, masks, self._size) for scene in scenes]
         self._affine = [normalization.arrays() for normalization in normalizations]
-        height, width = (_mirror(length, windows.size) for length in windows.extent)
+        height, width = (_mirror(length * cell, self._size) for length in windows.extent)
         self._places = (..., height[:, None], width)
 
     def batch(self, row: int, columns: Sequence[int], length: int) -> list[Tensor] | None:
-        """Windows of one row as float32 `(length, C, size, size)`, one tensor per date; None if no pixel is valid.
+        """Windows of one row as float32 `(length, C, size, size)`, one tensor per date; None if no cell is valid.
 
-        The last window is repeated up to `length`, smaller images are mirrored up to `size`.
+        Row and columns count cells. The last window is repeated up to `length`, smaller images are mirrored up to
+        `size`.
 
         Raises:
             UserError: a file is damaged; names the place.
@@ -60,22 +64,27 @@ class Source:
             return None
         batches = []
         for rows, (offset, scale) in zip(self._rows, self._affine, strict=True):
-            pixels, valid = rows.at(row, row + height)
-            batch = np.empty((length, len(pixels), self.windows.size, self.windows.size), np.float32)
+            pixels, valid = rows.at(row * self.cell, (row + height) * self.cell)
+            batch = np.empty((length, len(pixels), self._size, self._size), np.float32)
             for place, column in enumerate(columns):
-                window = np.subtract(pixels[:, :, column : column + width], offset, dtype=np.float32)
+                inside = np.s_[:, :, column * self.cell : (column + width) * self.cell]
+                window = np.subtract(pixels[inside], offset, dtype=np.float32)
                 window *= scale
                 if valid is not None:
-                    window[~valid[:, :, column : column + width]] = 0
+                    window[~valid[inside]] = 0
                 batch[place] = window if window.shape[1:] == batch.shape[2:] else window[self._places]
             batch[len(columns) :] = batch[len(columns) - 1]
             batches.append(torch.from_numpy(batch))
         return batches
 
     def valid(self, start: int, stop: int) -> Bools:
-        """Pixels `(n, W)` of these rows all of whose values, of every date, are valid and not masked."""
-        whole = [rows.whole(start, stop) for rows in self._rows]
-        return whole[0] if len(whole) == 1 else np.logical_and.reduce(whole)
+        """Cells `(n, W)` of these rows all of whose values, of every date, are valid and not masked."""
+        whole = [rows.whole(start * self.cell, stop * self.cell) for rows in self._rows]
+        pixels: Bools = whole[0] if len(whole) == 1 else np.logical_and.reduce(whole)
+        if self.cell == 1:
+            return pixels
+        cells: Bools = np.logical_and.reduce(pixels.reshape(stop - start, self.cell, -1, self.cell), axis=(1, 3))
+        return cells
 
 
 class _Rows:

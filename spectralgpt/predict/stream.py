@@ -83,6 +83,6 @@ def _compute(
         done += 1
     for columns in batches[done:]:
         batch: list[Tensor] | None = source.batch(row, columns, len(batches[0]))
-        values = None if batch is None else results(function, batch, len(columns))
+        values = None if batch is None else results(function, batch, len(columns), source.cell)
         log.append(values)
         give(columns, values)
