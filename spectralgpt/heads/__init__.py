@@ -8,6 +8,7 @@ from spectralgpt.heads.base import HeadConfig, TaskModel
 from spectralgpt.heads.change import ChangeDetector, create_change_detector
 from spectralgpt.heads.classification import Classifier, create_classifier
 from spectralgpt.heads.features import SpectralPool, feature_maps, pooled_features
+from spectralgpt.heads.lora import add_lora, merge_lora
 from spectralgpt.heads.segmentation import Segmenter, create_segmenter
 from spectralgpt.heads.weights import load_encoder
 from spectralgpt.models.registry import from_pretrained
@@ -19,11 +20,13 @@ __all__ = [
     "Segmenter",
     "SpectralPool",
     "TaskModel",
+    "add_lora",
     "create_change_detector",
     "create_classifier",
     "create_segmenter",
     "feature_maps",
     "from_pretrained",
     "load_encoder",
+    "merge_lora",
     "pooled_features",
 ]

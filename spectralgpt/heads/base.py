@@ -18,6 +18,7 @@ from torch import Tensor
 
 from spectralgpt.errors import UserError
 from spectralgpt.heads.features import POOLS
+from spectralgpt.heads.lora import merged_state
 from spectralgpt.models.base import SpectralModel
 from spectralgpt.models.config import ModelConfig, band_fields, count, make_config, one_of, refuse_unknown
 from spectralgpt.models.encoder import Encoder
@@ -187,6 +188,10 @@ class TaskModel(SpectralModel):
     def head_record(self) -> dict[str, Any]:
         """The head's configuration as plain values."""
         return self.head_config.to_dict()
+
+    def plain_state_dict(self, tensors: Mapping[str, Tensor] | None = None) -> Mapping[str, Tensor]:
+        """As `SpectralModel.plain_state_dict`; low-rank factors are added to the weights they adapt."""
+        return merged_state(self, super().plain_state_dict(tensors))
 
     @torch.no_grad()
     def probabilities(self, *images: Tensor) -> Tensor:

@@ -135,8 +135,8 @@ def compare(maps: Tensor, how: str) -> Tensor:
     Returns:
         (B, D, h, w), or (B, 3*D, h, w) for "concat".
     """
-    before, after = maps.chunk(2)
-    difference = before - after
+    before, after = maps.unflatten(0, (2, -1)).unbind()
+    difference: Tensor = before - after
     if how == "concat":
         return torch.cat([before, after, difference], dim=1)
     return difference.abs() if how == "absolute" else difference

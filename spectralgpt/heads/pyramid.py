@@ -35,7 +35,7 @@ class PyramidHead(DenseHead):
         channels = compared(self.pool.channels(config.embed_dim), head_config)
         self.lateral = nn.ModuleList(_lateral(channels, width, scale) for scale in _SCALES)
         self.merge = nn.ModuleList(conv_norm(width, width, 3) for _ in _SCALES[1:])
-        self.pixels = nn.Conv2d(config.bands, pixels, 3, padding=1, padding_mode="replicate")
+        self.pixels = nn.Conv2d(config.bands, pixels, 3, padding=1)
         self.mix = nn.Sequential(
             conv_norm(width + compared(pixels, head_config), width // 2, 3), nn.Dropout2d(head_config.dropout)
         )
@@ -61,7 +61,7 @@ class PyramidHead(DenseHead):
 def conv_norm(channels: int, width: int, kernel: int) -> nn.Sequential:
     """Convolution of the same size, norm over groups of channels, GELU."""
     return nn.Sequential(
-        nn.Conv2d(channels, width, kernel, padding=kernel // 2, padding_mode="replicate", bias=False),
+        nn.Conv2d(channels, width, kernel, padding=kernel // 2, bias=False),
         nn.GroupNorm(_norm_groups(width), width),
         nn.GELU(),
     )

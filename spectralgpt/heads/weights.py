@@ -42,8 +42,10 @@ _HEAD = re.compile(r"(fc|cls_seg|conv\d|decoder|head|mask_token$|decoder_\w+)(\.
 _BAND_FIELDS = ("bands", "band_names", "wavelengths", "groups")
 
 
-def load_encoder(model: TaskModel, source: str | Path | Mapping[str, Any], *, strict: bool = True) -> LoadReport:
-    """Copies the encoder of a trained model into a task model; the head stays as it is.
+def load_encoder(
+    model: TaskModel | Encoder, source: str | Path | Mapping[str, Any], *, strict: bool = True
+) -> LoadReport:
+    """Copies the encoder of a trained model into another model; a head stays as it is.
 
     Spatial positions are resampled to the model's image size, spectral ones move by wavelength where the bands are
     others, separable positions become flat where the model's are; the report names them under `resized`. The source's
@@ -51,7 +53,7 @@ def load_encoder(model: TaskModel, source: str | Path | Mapping[str, Any], *, st
     it has none and the bands are the same.
 
     Args:
-        model: of the same patch and widths as the source.
+        model: a task model, or a bare encoder, of the same patch and widths as the source.
         source: a run folder (with `model/`), a folder that `save_pretrained` wrote, or a published checkpoint: a .pth
             file or its state dict. Published pretraining is taken to have seen `PUBLISHED_BANDS`; a fine-tuned
             checkpoint the model's own bands, as nothing in it tells them.
@@ -73,7 +75,11 @@ def load_encoder(model: TaskModel, source: str | Path | Mapping[str, Any], *, st
     return _from_published(model, source, strict)
 
 
-def _from_folder(model: TaskModel, folder: Path, strict: bool) -> LoadReport:
+def _encoder_of(model: TaskModel | Encoder) -> Encoder:
+    return model if isinstance(model, Encoder) else model.encoder
+
+
+def _from_folder(model: TaskModel | Encoder, folder: Path, strict: bool) -> LoadReport:
     saved = read_pretrained(folder)
     for field in _ALIKE:
         theirs, ours = getattr(saved.config, field), getattr(model.config, field)
@@ -92,14 +98,14 @@ def _from_folder(model: TaskModel, folder: Path, strict: bool) -> LoadReport:
         what = " ".join(str(error).split())[:300]
         raise UserError(f"{folder}: expected the weights of its {CONFIG_FILE}, got {what}") from error
     changed = _move(encoder, model.config)
-    report = load_reference_checkpoint(model.encoder, reference_state_dict(encoder), strict=strict)
+    report = load_reference_checkpoint(_encoder_of(model), reference_state_dict(encoder), strict=strict)
     if model.normalization is None and "spectral" not in changed:
         model.normalization = saved.normalization
     unused = tuple(key for key in saved.tensors if not key.startswith(prefix))
     return dataclasses.replace(_mark(report, changed), unused=unused)
 
 
-def _from_published(model: TaskModel, source: str | Path | Mapping[str, Any], strict: bool) -> LoadReport:
+def _from_published(model: TaskModel | Encoder, source: str | Path | Mapping[str, Any], strict: bool) -> LoadReport:
     tensors = split_fused(unwrap(source))
     unused = tuple(key for key in tensors if _HEAD.match(key))
     own = {key: tensor for key, tensor in tensors.items() if key not in unused}
@@ -111,7 +117,7 @@ def _from_published(model: TaskModel, source: str | Path | Mapping[str, Any], st
     changed = _move(encoder, model.config)
     lost = {re.sub(r" \(.*", "", key) for key in (*first.missing, *first.mismatched)}
     found = {key: tensor for key, tensor in reference_state_dict(encoder).items() if key not in lost}
-    load_reference_checkpoint(model.encoder, found, strict=strict)
+    load_reference_checkpoint(_encoder_of(model), found, strict=strict)
     return dataclasses.replace(_mark(first, changed), unused=unused)
 
 

@@ -172,6 +172,13 @@ def test_checkpoints_of_other_sizes(config, message, published):
         load_encoder(classifier(**config), published)
 
 
+def test_a_bare_encoder_takes_weights_too(published):
+    encoder, model = classifier().encoder, classifier()
+    load_encoder(model, published)
+    assert load_encoder(encoder, published) == load_encoder(model, published)
+    assert all(torch.equal(t, model.encoder.state_dict()[key]) for key, t in encoder.state_dict().items())
+
+
 def test_not_strict_copies_what_fits(published):
     partial = {key: tensor for key, tensor in published.items() if key != "norm.bias"} | {"extra": torch.zeros(1)}
     model = classifier()
