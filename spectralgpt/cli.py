@@ -135,6 +135,40 @@ def evaluate(arguments: Sequence[str]) -> int:
     return run_evaluation(vars(options), recipe.parse_options(data))
 
 
+def predict(arguments: Sequence[str]) -> int:
+    """Apply a model to whole scenes: maps with the scene's coordinates, of any size."""
+    parser = _Parser(prog="spectralgpt predict", description=predict.__doc__)
+    parser.add_argument("scenes", nargs="+", metavar="SCENE", help="file or folder, demo; two dates for change")
+    parser.add_argument("--model", required=True, metavar="RUN", help="a run, or a model's folder")
+    parser.add_argument("--out", type=Path, required=True, help="the map; for several scenes a folder")
+    parser.add_argument("--probabilities", action="store_true", help="also write OUT-probabilities.tif")
+    parser.add_argument("--window", type=int, metavar="PIXELS", help="side of a window (the model's image size)")
+    parser.add_argument(
+        "--overlap", type=float, default=0.5, help="share of the side that neighbours share (%(default)s)"
+    )
+    parser.add_argument("--batch-size", type=int, default=16, help="windows at a time (%(default)s)")
+    parser.add_argument(
+        "--mask", dest="masks", action="append", default=[], metavar="FILE", help="not 0: leave out; repeatable"
+    )
+    parser.add_argument("--nodata", type=int, default=255, help="of the map (%(default)s)")
+    parser.add_argument("--sensor", help="whose names the model's bands have (found by its bands)")
+    parser.add_argument("--bands", nargs="+", metavar="NAME", help="the model's bands, if it does not know them")
+    parser.add_argument("--band-order", nargs="+", metavar="NAME", help="bands of a file that does not name them")
+    parser.add_argument("--missing", choices=["error", "nearest"], default="error", help="band not there (%(default)s)")
+    parser.add_argument("--normalization", help="percentile, minmax, none or statistics, in place of the model's")
+    parser.add_argument("--scale", type=float, help="(value - offset) * scale are the model's units")
+    parser.add_argument("--offset", type=float, help="likewise")
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="(%(default)s)")
+    parser.add_argument("--precision", choices=["auto", "fp32", "bf16"], default="auto", help="of matrix products")
+    parser.add_argument("--overwrite", action="store_true", help="replace a map made by other settings")
+    parser.add_argument("--restart", action="store_true", help="give up what an interrupted run has done")
+    options = vars(parser.parse_args(arguments))
+    os.environ.setdefault("GOMP_SPINCOUNT", "30000")  # as in train
+    from spectralgpt.predict.command import run_predict
+
+    return run_predict(options)
+
+
 def info(arguments: Sequence[str]) -> int:
     """Show versions, devices and operators; or what a data set holds, with a contact sheet."""
     parser = _Parser(prog="spectralgpt info", description=info.__doc__)
@@ -191,6 +225,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "evaluate": evaluate,
     "plan": plan,
     "prepare": prepare,
+    "predict": predict,
     "info": info,
     "app": app,
 }

@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -50,14 +52,14 @@ class PredictOptions:
         restart: give up what an interrupted run has done.
     """
 
-    scenes: tuple[str, ...]
+    scenes: Sequence[str]
     model: str
     out: Path
     probabilities: bool = False
     window: int | None = None
     overlap: float = 0.5
     batch_size: int = 16
-    masks: tuple[str, ...] = ()
+    masks: Sequence[str] = ()
     nodata: int = NODATA
     device: str = "auto"
     precision: str = "auto"
@@ -65,8 +67,11 @@ class PredictOptions:
     restart: bool = False
 
 
-def run_predict(options: PredictOptions, inputs: InputOptions) -> int:
+def run_predict(arguments: Mapping[str, Any]) -> int:
     """Predicts every scene; of several, those that do not serve are told and passed over.
+
+    Args:
+        arguments: the fields of `PredictOptions` and of `InputOptions`.
 
     Returns:
         The exit code.
@@ -74,6 +79,9 @@ def run_predict(options: PredictOptions, inputs: InputOptions) -> int:
     Raises:
         UserError: the model or the only scene does not serve; or how many of several scenes did not.
     """
+    of_inputs = {field.name for field in dataclasses.fields(InputOptions)}
+    inputs = InputOptions(**{key: value for key, value in arguments.items() if key in of_inputs})
+    options = PredictOptions(**{key: value for key, value in arguments.items() if key not in of_inputs})
     model = load_task_model(options.model)
     with processes() as ranks:
         device = _device(options.device, ranks)
@@ -117,7 +125,9 @@ def probabilities_of(model: TaskModel, device: torch.device, dtype: torch.dtype)
             with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
                 values = model.probabilities(*moved)
         except torch.OutOfMemoryError as error:
-            raise UserError(f"{device}: out of memory with {len(moved[0])} windows at a time; lower --batch-size") from error
+            raise UserError(
+                f"{device}: out of memory with {len(moved[0])} windows at a time; lower --batch-size"
+            ) from error
         return values if values.dim() == 4 else values[:, :, None, None]
 
     return function
@@ -133,7 +143,7 @@ def _predict(
     ranks: Ranks,
 ) -> None:
     began, card = time.monotonic(), card_of(model, inputs)
-    demo = {"demo": "demo"} if options.scenes == ("demo",) else {}
+    demo = {"demo": "demo"} if list(options.scenes) == ["demo"] else {}
     scenes = Stack([open_scene(path, card, inputs, demo.get("demo")) for path in paths]).scenes
     first, precision = scenes[0], options.precision
     if precision == "auto":
@@ -167,7 +177,7 @@ def _predict(
 
 def _jobs(options: PredictOptions, model: TaskModel) -> list[tuple[tuple[Path, ...], Path]]:
     """The scenes of each map, and where it goes."""
-    if options.scenes == ("demo",):
+    if list(options.scenes) == ["demo"]:
         paths = [demo_scene().path]
     else:
         paths = [path for text in options.scenes for path in find_scenes(local(text))]

@@ -9,6 +9,7 @@ refused where they clearly differ and nothing tells.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,8 +48,8 @@ class InputOptions:
     """
 
     sensor: str | None = None
-    bands: tuple[str, ...] | None = None
-    band_order: tuple[str, ...] | None = None
+    bands: Sequence[str] | None = None
+    band_order: Sequence[str] | None = None
     missing: Missing = "error"
     normalization: str | None = None
     scale: float | None = None
@@ -85,7 +86,7 @@ def card_of(model: SpectralModel, options: InputOptions) -> SensorCard:
         UserError: the model does not say what its bands are, or the sensor lacks one.
     """
     config = model.config
-    names = options.bands or config.band_names or tuple((model.normalization or {}).get("band_names", ()))
+    names = tuple(options.bands or ()) or config.band_names or tuple((model.normalization or {}).get("band_names", ()))
     if not names:
         raise UserError(f"model: expected band names, it knows {config.bands} without; name them with --bands")
     if len(names) != config.bands:
@@ -113,8 +114,7 @@ def open_scene(path: str | Path, card: SensorCard, options: InputOptions, name: 
         UserError: a band is missing, or the path does not serve.
     """
     full = sensor_card(options.sensor) if options.sensor else CARDS.get(card.name, card)
-    order = options.band_order
-    return Scene.open(path, full, card.names, None if order is None else list(order), name, missing=options.missing)
+    return Scene.open(path, full, card.names, options.band_order, name, missing=options.missing)
 
 
 def normalize(scene: Scene, model: SpectralModel, options: InputOptions) -> Normalization:
@@ -170,11 +170,10 @@ def _units(scene: Scene, options: InputOptions) -> tuple[Doubles, Doubles]:
 
 def _check_units(scene: Scene, widths: Doubles, offset: Doubles) -> None:
     width = float(np.median(widths))
-    is_small = scene.dtype.kind in "iu" and np.iinfo(scene.dtype).max < np.median(offset)
+    is_small = scene.dtype.kind in "iu" and np.iinfo(scene.dtype.str).max < np.median(offset)
     if not _LIKELY[0] <= width <= _LIKELY[1] or is_small:
         raise UserError(
-            f"{scene.name}: expected values in the units of the model's statistics, got a spread of {width:.2g} standard "
-            "deviations; tell the units with --scale and --offset: (value - offset) * scale, for example --scale 10000 "
-            "for reflectance from 0 to 1"
+            f"{scene.name}: expected values in the units of the model's statistics, got a spread of {width:.2g} "
+            "deviations; tell the units with --scale and --offset: (value - offset) * scale, for example "
+            "--scale 10000 for reflectance from 0 to 1"
         )
-
