@@ -182,7 +182,7 @@ class TaskModel(SpectralModel):
     def build(cls, config: ModelConfig, head: Mapping[str, Any] | None = None) -> TaskModel:
         """A model with fresh weights from what `config.json` holds."""
         if head is None:
-            raise UserError(f"config.json: expected the record of a {cls.kind}'s head, got none")
+            raise UserError(f"head: expected the record of a {cls.kind}'s head, got none")
         return cls(config, HeadConfig.from_dict(head))
 
     def head_record(self) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from spectralgpt.errors import UserError
 from spectralgpt.heads.base import HeadConfig
 from spectralgpt.heads.dense import DenseHead, compared, scale_to, start_near_zero
 from spectralgpt.heads.features import SpectralPool, feature_maps, pyramid_layers
@@ -26,9 +27,15 @@ class PyramidHead(DenseHead):
     """Top-down feature pyramid and a pixel branch."""
 
     def __init__(self, config: ModelConfig, head_config: HeadConfig) -> None:
-        """Fresh weights; scores start near zero."""
+        """Fresh weights; scores start near zero.
+
+        Raises:
+            UserError: a width of less than 8.
+        """
         super().__init__()
         width = head_config.width or min(256, max(32, config.embed_dim // 2 // 8 * 8))
+        if width < 8:
+            raise UserError(f"width: expected at least 8 channels for the pyramid, got {width}")
         pixels = max(16, width // 4)
         self.layers = pyramid_layers(config.depth)
         self.pool = SpectralPool(head_config.spectral_pool, len(config.groups))

@@ -59,8 +59,11 @@ def from_pretrained(
     saved = read_pretrained(folder)
     if saved.kind not in KINDS:
         raise UserError(f"{Path(folder) / CONFIG_FILE}: expected kind {', '.join(KINDS)}, got {saved.kind!r}")
-    with torch.device("meta"):  # no time and memory for weights that are replaced at once
-        model = KINDS[saved.kind].build(saved.config, saved.head)
+    try:
+        with torch.device("meta"):  # no time and memory for weights that are replaced at once
+            model = KINDS[saved.kind].build(saved.config, saved.head)
+    except UserError as error:
+        raise UserError(f"{Path(folder) / CONFIG_FILE}: {error}") from error
     try:
         model.load_state_dict(saved.tensors, assign=True)
     except RuntimeError as error:

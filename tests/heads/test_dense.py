@@ -152,10 +152,11 @@ def test_published_decoder_stays_what_it_is():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
+        (lambda: segmenter(width=7), "width: expected at least 8 channels for the pyramid, got 7"),
         (lambda: segmenter(head="published", width=40), "width: expected a multiple of 16 for the published head"),
         (lambda: change_detector(head="published", compare="absolute"), "compare: expected difference for the publ"),
     ],
 )
-def test_wrong_published_heads(make, message):
+def test_wrong_decoders(make, message):
     with pytest.raises(UserError, match=message):
         make()

@@ -101,6 +101,39 @@ def test_wrong_head_configs(config, message):
         HeadConfig.from_dict({"task": "single_label", "num_classes": 3, **config})
 
 
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda record: record.pop("head"), "head: expected the record of a classifier's head, got none"),
+        (lambda record: record.update(head=[]), "expected a model's configuration, got TypeError: a head that is list"),
+        (lambda record: record["head"].pop("task"), "head: expected task, got none"),
+        (
+            lambda record: record["head"].update(task="segmentation", head=""),
+            "task: expected one of single_label, multi",
+        ),
+        (lambda record: record["head"].update(task=[]), "head: expected the fields of a head, got"),
+        (lambda record: record["head"].update(classes=7), "head: expected the fields of a head, got"),
+        (lambda record: record["head"].update(num_classes=10**9), "num_classes: expected a whole number"),
+        (lambda record: record["head"].update(dropout="much"), "head: expected the fields of a head, got"),
+        (lambda record: record["head"].update(evil=1), "head: expected one of task, .* got 'evil'"),
+    ],
+)
+def test_damaged_records_are_named(damage, message, tmp_path):
+    classifier().save_pretrained(tmp_path)
+    record = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+    damage(record)
+    (tmp_path / "config.json").write_text(json.dumps(record), encoding="utf-8")
+    with pytest.raises(UserError, match=rf"config\.json: {message}"):
+        spectralgpt.from_pretrained(tmp_path)
+
+
+def test_compiles_whole():
+    model = change_detector()  # has every step that the others have
+    inputs = images(model, 2, 12, 24, 24)
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(*inputs), model(*inputs))
+
+
 def test_unknown_fields_are_named_with_the_nearest():
     with pytest.raises(UserError, match="got 'spectral_pol'; did you mean spectral_pool"):
         spectralgpt.create_segmenter("tiny", 3, spectral_pol="mean")
