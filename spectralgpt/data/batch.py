@@ -20,7 +20,7 @@ from torch.utils.data import Dataset
 from spectralgpt import ops
 from spectralgpt.data.datasets.base import PatchDataset
 from spectralgpt.data.normalize import Normalizer
-from spectralgpt.data.record import Record
+from spectralgpt.data.record import IGNORE, Record
 from spectralgpt.data.resample import Floats
 from spectralgpt.data.views import View, ViewConfig, draw_views, resize_mask, valid_tokens
 from spectralgpt.errors import UserError
@@ -223,8 +223,10 @@ class Views(Dataset[Batch]):
         raise UserError(f"{skipped[0][1]}; nor could {_REPLACEMENTS} other images in its place be read")
 
     def _check(self, records: list[Record]) -> None:
-        """One number of bands and dates, and labels of one kind."""
+        """One number of bands and dates, and labels of one kind, within the classes."""
         first = records[0]
+        for record in records if self.dataset.classes else ():
+            _check_classes(record, len(self.dataset.classes))
         for record in records[1:]:
             if record.pixels.shape[:-2] != first.pixels.shape[:-2]:
                 raise UserError(
@@ -242,6 +244,17 @@ class Views(Dataset[Batch]):
         dates = record.pixels.shape[:-3]
         num_tokens = (len(self._channels) // bands) * (self.config.size // rows) * (self.config.size // columns)
         return np.ones((*dates, num_tokens), bool)
+
+
+def _check_classes(record: Record, count: int) -> None:
+    """Raises UserError where a label is none of the classes."""
+    if record.mask is not None:
+        values, end = record.mask[record.mask != IGNORE], count
+    else:
+        values = np.atleast_1d(np.asarray([] if record.label is None else record.label))
+        end = count if isinstance(record.label, int) else 2
+    if values.size and values.max() >= end:
+        raise UserError(f"{record.name}: expected labels from 0 to {end - 1}, got {values.max()}")
 
 
 def _labels(records: list[Record]) -> Tensor | None:

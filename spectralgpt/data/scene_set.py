@@ -48,6 +48,9 @@ class DataConfig:
         train_split: of a data set.
         val_split: of a data set, for the images held out.
         options: of a data set, as KEY=VALUE.
+        train_options: more of them for the training split alone, such as fraction=0.01.
+        crop: of a data set's images in training: "resize" a box of `crop_area`, or cut a "window" of the image size
+            from the pixels as they are, for images larger than it.
         crop_area: smallest and largest share of an image of a data set that a training crop covers.
         max_bad: share of a data set's images that may be unreadable; others take their places.
         sensor: name of the sensor card.
@@ -66,6 +69,8 @@ class DataConfig:
     train_split: str = "train"
     val_split: str = "val"
     options: tuple[str, ...] = ()
+    train_options: tuple[str, ...] = ()
+    crop: Literal["resize", "window"] = "resize"
     crop_area: tuple[float, float] = (0.2, 1.0)
     max_bad: float = 0.01
     sensor: str = "sentinel2"
@@ -80,6 +85,7 @@ class DataConfig:
         """Checks what types alone cannot say."""
         object.__setattr__(self, "bands", tuple(self.bands))
         object.__setattr__(self, "options", tuple(self.options))
+        object.__setattr__(self, "train_options", tuple(self.train_options))
         object.__setattr__(self, "crop_area", tuple(self.crop_area))
         if self.band_order is not None:
             object.__setattr__(self, "band_order", tuple(self.band_order))

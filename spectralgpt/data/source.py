@@ -20,7 +20,7 @@ from spectralgpt.data.datasets import open_dataset
 from spectralgpt.data.datasets.base import PatchDataset
 from spectralgpt.data.datasets.scene import SceneWindows, open_windows
 from spectralgpt.data.loader import EpochSampler, Rejects, loader
-from spectralgpt.data.normalize import Normalization
+from spectralgpt.data.normalize import Normalization, Normalizer
 from spectralgpt.data.report import parse_options
 from spectralgpt.data.scene_set import DataConfig, Split
 from spectralgpt.data.shards import Shards
@@ -30,7 +30,15 @@ from spectralgpt.errors import UserError
 SHARDS = "shards"
 
 
-def open_source(config: DataConfig, size: int, patch_size: tuple[int, int, int], split: Split, seed: int) -> Source:
+def open_source(
+    config: DataConfig,
+    size: int,
+    patch_size: tuple[int, int, int],
+    split: Split,
+    seed: int,
+    normalizer: Normalizer | None = None,
+    labelled: bool = False,
+) -> Source:
     """The images of one side of the split, as squares of `size` pixels.
 
     Args:
@@ -39,6 +47,8 @@ def open_source(config: DataConfig, size: int, patch_size: tuple[int, int, int],
         patch_size: bands, rows and columns of a token.
         split: "train" or "val".
         seed: of positions, crops and flips in training.
+        normalizer: of a data set, instead of the configuration's.
+        labelled: a data set's labels matter, so that whole images with maps are validated, not their centre.
 
     Raises:
         UserError: the images, the size or the patch do not fit together.
@@ -49,16 +59,23 @@ def open_source(config: DataConfig, size: int, patch_size: tuple[int, int, int],
     bands = config.bands or None
     dataset: PatchDataset
     if config.dataset == SHARDS:
+        if config.train_options:
+            raise UserError(
+                "data.train_options: expected none with shards, which hold a subset or the whole; choose one by "
+                "`spectralgpt prepare shards --option`"
+            )
         dataset = Shards(config.root, name, bands)
     else:
-        dataset = open_dataset(config.dataset, config.root, name, bands, **parse_options(config.options))
-    return ImageViews(dataset, config, size, patch_size, split, seed)
+        options = (*config.options, *config.train_options) if split == "train" else config.options
+        dataset = open_dataset(config.dataset, config.root, name, bands, **parse_options(options))
+    return ImageViews(dataset, config, size, patch_size, split, seed, normalizer, labelled)
 
 
 class ImageViews(Dataset[Any]):
-    """Views of a data set's images: random crops and flips in training, the centre in validation.
+    """Views of a data set's images: random crops and flips in training, none of these in validation.
 
     Attributes:
+        dataset: the images.
         split: "train" or "val".
         views: the batches themselves.
     """
@@ -71,21 +88,26 @@ class ImageViews(Dataset[Any]):
         patch_size: tuple[int, int, int],
         split: Split,
         seed: int,
+        normalizer: Normalizer | None = None,
+        labelled: bool = False,
     ) -> None:
         """See `open_source`."""
         if not len(dataset):
             raise UserError(f"{dataset.root}: expected images in the split {dataset.split}, found none")
-        views = ViewConfig(size=size, area=config.crop_area)
-        views = views if split == "train" else views.evaluation()
-        normalizer = config.normalizer((1, 1))  # whatever its size, an image of a data set counts as a patch
+        views = ViewConfig(size=size, area=config.crop_area, crop="window" if config.crop == "window" else "random")
+        if split == "val":
+            whole = labelled and dataset.task in ("segmentation", "change")
+            views = views.evaluation("middle" if config.crop == "window" else "whole" if whole else "center")
+        # Whatever its size, an image of a data set counts as a patch.
+        normalizer = normalizer or config.normalizer((1, 1))
         self.split: Split = split
         self.views = Views(dataset, normalizer, views, patch_size, seed, replace_bad=split == "train")
-        self._dataset = dataset
+        self.dataset = dataset
 
     @property
     def card(self) -> SensorCard:
         """The sensor, cut to the bands in use; its groups are the model's."""
-        return self._dataset.card
+        return self.dataset.card
 
     @property
     def band_names(self) -> tuple[str, ...]:
@@ -105,15 +127,15 @@ class ImageViews(Dataset[Any]):
     def normalization_at(self, index: int) -> Normalization:
         """Offset and scale of an image; of several dates, the first one's."""
         normalizer, names = self.views.normalizer, self.card.names
-        affine = normalizer.of_record(self._dataset.read(index))
+        affine = normalizer.of_record(self.dataset.read(index))
         offset, scale = (tuple(values.reshape(-1, len(names))[0].tolist()) for values in affine)
         return Normalization(normalizer.method, names, offset, scale)
 
     def describe(self) -> str:
         """What is read, in one line for the console."""
-        config, notes = self.views.config, "".join(f"; {note}" for note in self._dataset.notes[:3])
+        config, notes = self.views.config, "".join(f"; {note}" for note in self.dataset.notes[:3])
         return (
-            f"{self._dataset.root} ({self._dataset.split}): {len(self)} images as views of {config.size} x "
+            f"{self.dataset.root} ({self.dataset.split}): {len(self)} images as views of {config.size} x "
             f"{config.size}; bands {' '.join(self.band_names)}; {self.views.normalizer.method} normalisation{notes}"
         )
 
@@ -135,14 +157,17 @@ class ImageViews(Dataset[Any]):
         return self.views.__getitems__(keys)
 
 
-def images(batch: Batch | dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+def images(batch: Batch | dict[str, Tensor], device: torch.device, labelled: bool = False) -> dict[str, Tensor]:
     """A batch's `image` (B, C, h, w), `valid` (B, L) and `sample_id` (B,) on a device.
 
-    The dates of a time series become samples of their own, numbered sample id * dates + date.
+    The dates of a time series become samples of their own, numbered sample id * dates + date; with `labelled` they stay
+    together, as `Batch.images` says, beside `label` and `mask`.
     """
     if isinstance(batch, dict):
         return {name: value.to(device, non_blocking=True) for name, value in batch.items()}
     sample = to_images(batch, device)
+    if labelled:
+        return sample
     chosen = {name: sample[name] for name in ("image", "valid", "sample_id")}
     dates = batch.num_dates
     if dates:
@@ -167,6 +192,7 @@ def training_images(
     device: torch.device,
     rank: int = 0,
     world_size: int = 1,
+    labelled: bool = False,
 ) -> Iterator[dict[str, Tensor]]:
     """Training batches without end, on a device; processes that read ahead start before this returns.
 
@@ -179,6 +205,7 @@ def training_images(
         device: where the images go.
         rank: place of this process.
         world_size: number of processes.
+        labelled: with labels and masks, and the dates of a pair together.
 
     Raises:
         UserError: while iterating, too many images cannot be read; lists them.
@@ -193,13 +220,13 @@ def training_images(
         world_size=world_size,
         pin_memory=device.type == "cuda",
     )
-    return _on_device(batches, Rejects(len(source), config.max_bad), device)
+    return _on_device(batches, Rejects(len(source), config.max_bad), device, labelled)
 
 
 def _on_device(
-    batches: Iterator[Batch | dict[str, Tensor]], rejects: Rejects, device: torch.device
+    batches: Iterator[Batch | dict[str, Tensor]], rejects: Rejects, device: torch.device, labelled: bool
 ) -> Iterator[dict[str, Tensor]]:
     for batch in batches:
         if isinstance(batch, Batch):
             rejects.add(batch.skipped)
-        yield images(batch, device)
+        yield images(batch, device, labelled)

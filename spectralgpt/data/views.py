@@ -21,6 +21,7 @@ from spectralgpt.errors import UserError
 
 Ints = NDArray[np.int64]
 
+CROPS = ("random", "window", "middle", "center", "whole")
 _ATTEMPTS = 10
 _CENTER = 0.875
 _MARGIN = 1e-3
@@ -32,8 +33,9 @@ class ViewConfig:
 
     Attributes:
         size: rows and columns of the result.
-        crop: "random" boxes resized to the square; "center", the short side resized to size / 0.875 and the centre
-            cut out; or "whole", all of the image resized.
+        crop: "random" boxes resized to the square; "window", a square of `size` pixels as they are at a random place,
+            and "middle", the one in the middle; "center", the short side resized to size / 0.875 and the centre cut
+            out; or "whole", all of the image resized. Images smaller than a window are scaled up to it.
         area: smallest and largest share of the image that a random box covers.
         ratio: smallest and largest width to height of a random box.
         horizontal_flip: flip every second view, left to right.
@@ -42,7 +44,7 @@ class ViewConfig:
     """
 
     size: int = 96
-    crop: Literal["random", "center", "whole"] = "random"
+    crop: Literal["random", "window", "middle", "center", "whole"] = "random"
     area: tuple[float, float] = (0.2, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     horizontal_flip: bool = True
@@ -56,10 +58,10 @@ class ViewConfig:
             object.__setattr__(self, name, (float(low), float(high)))
             if not 0 < low <= high or (name == "area" and high > 1):
                 raise UserError(f"views.{name}: expected two rising numbers above 0, got {low}, {high}")
-        if self.size < 1 or self.crop not in ("random", "center", "whole"):
-            raise UserError(f"views: expected a size and crop random, center or whole, got {self.size}, {self.crop!r}")
+        if self.size < 1 or self.crop not in CROPS:
+            raise UserError(f"views: expected a size and crop {', '.join(CROPS)}, got {self.size}, {self.crop!r}")
 
-    def evaluation(self, crop: Literal["center", "whole"] = "center") -> ViewConfig:
+    def evaluation(self, crop: Literal["middle", "center", "whole"] = "center") -> ViewConfig:
         """The view without chance."""
         return replace(self, crop=crop, horizontal_flip=False, vertical_flip=False)
 
@@ -92,6 +94,12 @@ def draw_views(config: ViewConfig, shapes: Ints, keys: Ints, seed: int) -> list[
     """
     if config.crop == "random":
         boxes = _random_boxes(shapes, _words(seed, keys, ops.Purpose.CROP, 2 * _ATTEMPTS + 2), config)
+    elif config.crop in ("window", "middle"):
+        side = shapes.min(axis=1, keepdims=True).clip(max=config.size)
+        origins = (shapes - side) // 2
+        if config.crop == "window":
+            origins = _words(seed, keys, ops.Purpose.CROP, 2) * (shapes - side + 1) >> 32
+        boxes = np.concatenate([origins, side, side], axis=1)
     else:
         boxes = np.concatenate([np.zeros_like(shapes), shapes], axis=1)
         if config.crop == "center":

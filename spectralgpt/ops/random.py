@@ -30,6 +30,8 @@ class Purpose(enum.IntEnum):
     SHUFFLE = 4
     SPLIT = 5
     NOISE = 6
+    MIX = 7
+    ERASE = 8
 
 
 def _multiply(factor: int, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -171,13 +171,28 @@ class Checkpoints:
             return None
         return best if best.step in self.steps() else None
 
+    def load_best(self, stage: int) -> Checkpoint | None:
+        """The best checkpoint of a stage; None, and a warning where it is damaged, if there is none to be read."""
+        best = self.best()
+        if best is None or best.stage != stage:
+            return None
+        path = self.folder / f"step-{best.step}"
+        reason = durable.damage(path)
+        if reason is not None:
+            warnings.warn(f"the best checkpoint {path} is damaged ({reason}); taking the last", stacklevel=2)
+            return None
+        return read(path)
+
+    def is_better(self, score: float, step: int, stage: int) -> bool:
+        """Whether a validation is the best of its stage. The scores of two stages cannot be compared."""
+        best = self.best()
+        if math.isnan(score):
+            return False
+        return best is None or best.stage != stage or score > best.score or step <= best.step  # that one is made anew
+
     def _note_best(self, checkpoint: Checkpoint, score: float | None) -> None:
-        """The scores of two stages cannot be compared, so a later stage begins anew."""
-        stage, best = int(checkpoint.state.get("progress", {}).get("stage", 0)), self.best()
-        if score is None or math.isnan(score):
-            return
-        again = best is not None and checkpoint.step <= best.step  # the run went back beyond it
-        if best is None or best.stage != stage or score > best.score or again:
+        stage = int(checkpoint.state.get("progress", {}).get("stage", 0))
+        if score is not None and self.is_better(score, checkpoint.step, stage):
             record = {"step": checkpoint.step, "stage": stage, "score": score}
             durable.replace_file(self.folder / _BEST, json.dumps(record) + "\n")
 

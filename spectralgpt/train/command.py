@@ -127,6 +127,8 @@ def _announce(run: Run, folder: RunFolder, config: RunConfig, saved: Checkpoint 
         f"{str(run.dtype).removeprefix('torch.')}; operators {native}, "
         f"attention {select_backend(run.device.type, run.dtype, head_dim)}"
     )
+    for note in run.task.notes:
+        print(note)
     print(f"run         {folder.path}" + (f", goes on after step {saved.step}" if saved else ""), flush=True)
     if saved is None and folder.path.name != config.name:
         print(f"            {config.name} is taken by a former run; --resume would continue the newest one")

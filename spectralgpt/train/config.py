@@ -14,14 +14,17 @@ from typing import Any, Literal
 from spectralgpt.data.datasets.scene import DataConfig
 from spectralgpt.errors import UserError
 from spectralgpt.nn.block import Recompute
+from spectralgpt.train.finetune_config import FinetuneConfig, HeadSection
 
 
 @dataclass(frozen=True)
 class ModelSection:
-    """The autoencoder: a named size, its loss, and what differs from it; data and stages give bands and image size.
+    """The model: a named size, its loss, and what differs from it; data and stages give bands and image size.
 
     Attributes:
-        name: size; it gives every width and depth left at 0.
+        weights: what the encoder of every task but pretrain starts from, its sizes included: the folder of a run or of
+            `save_pretrained`, or a published .pth file. Null draws fresh ones.
+        name: size; it gives every width and depth left at 0. Null is that of the weights, or tiny.
         loss: preset for the four keys that follow: as published (raw tokens and spectra summed over the groups), the
             same with each token normalised, or hidden tokens alone. Null in a key is the preset's value.
         normalize_targets: rebuild each token at zero mean and unit variance.
@@ -42,7 +45,8 @@ class ModelSection:
         decoder_num_heads: attention heads of the decoder.
     """
 
-    name: Literal["tiny", "small", "base", "large", "huge"] = "tiny"
+    weights: str | None = None
+    name: Literal["tiny", "small", "base", "large", "huge"] | None = None
     loss: Literal["reference", "normalized", "token_only"] = "reference"
     normalize_targets: bool | None = None
     spectral_targets: Literal["same", "raw"] | None = None
@@ -64,7 +68,8 @@ class ModelSection:
         """The fields of `models.ModelConfig` that this section decides, presets filled in."""
         chosen = asdict(self)
         preset = {**_REFERENCE_LOSS, **_LOSSES[chosen.pop("loss")]}
-        chosen.pop("position_init")
+        chosen["name"] = chosen["name"] or "tiny"
+        del chosen["position_init"], chosen["weights"]
         return {key: preset[key] if value is None else value for key, value in chosen.items()}
 
 
@@ -102,19 +107,22 @@ class OptimConfig:
     Attributes:
         betas: decay of the two running moments.
         weight_decay: for weights of two and more dimensions, as published; biases and norms are exempt.
+        layer_decay: factor on the learning rate from each encoder block to the one before it; patch embedding and
+            positions come before the first block, head and final norm have the full rate.
         clip_norm: largest gradient norm; null leaves gradients as they are.
         max_skipped: consecutive steps with a non-finite loss or gradient after which the run stops.
     """
 
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 0.05
+    layer_decay: float = 1.0
     clip_norm: float | None = None
     max_skipped: int = 5
 
 
 @dataclass(frozen=True)
 class StageConfig:
-    """One stage of progressive pretraining: images, their size and a schedule of its own.
+    """One stage of progressive training: images, their size and a schedule of its own.
 
     Attributes:
         name: what the stage is called in logs.
@@ -127,7 +135,8 @@ class StageConfig:
         micro_batch: most windows in one forward pass of a process; null is its whole share of `batch_size`. Fewer
             need less memory and change nothing else; halved where memory runs out.
         lr: learning rate after the warm-up.
-        min_lr: learning rate at the end of the half cosine.
+        schedule: how it falls to `min_lr` from there: half a cosine, (1 - done)^0.9, or by an equal factor per step.
+        min_lr: learning rate at the end.
         warmup_steps: steps of linear warm-up.
         warmup_epochs: the same in passes over the data; 0 leaves it to `warmup_steps`.
         mask_ratio: share of tokens hidden from the encoder.
@@ -145,6 +154,7 @@ class StageConfig:
     accumulate: int = 1
     micro_batch: int | None = None
     lr: float = 1.5e-3
+    schedule: Literal["cosine", "poly", "exponential"] = "cosine"
     min_lr: float = 0.0
     warmup_steps: int = 100
     warmup_epochs: int = 0
@@ -163,7 +173,8 @@ class RunConfig:
     """A whole run; its folder is `<output>/<name>`.
 
     Attributes:
-        task: what is trained: pretrain rebuilds hidden tokens of images without labels.
+        task: what is trained: pretrain rebuilds hidden tokens of images without labels; the others put a head on the
+            encoder and learn from a data set's labels.
         name: the run's folder; if it is taken, a number is added.
         output: folder that holds the runs.
         seed: decides weights, crops, flips, order and masks.
@@ -171,7 +182,9 @@ class RunConfig:
         precision: auto is bf16 autocast on CUDA and fp32 elsewhere; weights are fp32 in any case.
         deterministic: only deterministic kernels on CUDA, for runs that resume to the bit there.
         threads: CPU threads; null is PyTorch's choice. A run resumes to the bit at an equal number only.
-        model: the autoencoder.
+        model: encoder and decoder.
+        head: of tasks with labels.
+        finetune: how these learn.
         data: the images.
         optim: the optimizer.
         speed: how it is computed.
@@ -185,7 +198,7 @@ class RunConfig:
         keep_checkpoints: newest checkpoints that stay, at least 2.
     """
 
-    task: Literal["pretrain"] = "pretrain"
+    task: Literal["pretrain", "single_label", "multi_label", "segmentation", "change"] = "pretrain"
     name: str = "pretrain"
     output: str = "runs"
     seed: int = 0
@@ -194,6 +207,8 @@ class RunConfig:
     deterministic: bool = False
     threads: int | None = None
     model: ModelSection = field(default_factory=ModelSection)
+    head: HeadSection = field(default_factory=HeadSection)
+    finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     speed: SpeedConfig = field(default_factory=SpeedConfig)
@@ -216,11 +231,20 @@ class RunConfig:
         _at_least(1, log_every=self.log_every, max_skipped=self.optim.max_skipped, threads=self.threads or 1)
         _at_least(0, seed=self.seed, validate_every=self.validate_every, checkpoint_every=self.checkpoint_every)
         _at_least(2, keep_checkpoints=self.keep_checkpoints)  # the newest may be found damaged
+        self._check_task()
         self._check_speed()
         if self.ema is not None and not 0 <= self.ema < 1:
             raise UserError(f"ema: expected a share from 0 to below 1 such as 0.9999, got {self.ema}; null keeps none")
         if not 0 < self.data.val_fraction < 1:
             raise UserError(f"data.val_fraction: expected a share between 0 and 1, got {self.data.val_fraction}")
+
+    def _check_task(self) -> None:
+        if self.task == "pretrain" and self.model.weights is not None:
+            raise UserError("model.weights: expected a task with labels beside it, got pretrain; stages continue a run")
+        if not 0 < self.optim.layer_decay <= 1:
+            raise UserError(f"optim.layer_decay: expected a factor above 0, at most 1, got {self.optim.layer_decay}")
+        if self.task in ("segmentation", "change") and (self.finetune.mixup or self.finetune.cutmix):
+            raise UserError(f"finetune.mixup, finetune.cutmix: expected a task with labels of images, got {self.task}")
 
     def _check_speed(self) -> None:
         if not self.speed.cuda_graph:
@@ -239,6 +263,8 @@ class RunConfig:
         _at_least(1, **{f"{key}.micro_batch": 1 if stage.micro_batch is None else stage.micro_batch})
         for name in ("warmup_steps", "epochs", "warmup_epochs"):
             _at_least(0, **{f"{key}.{name}": getattr(stage, name)})
+        if stage.schedule == "exponential" and not stage.min_lr > 0:
+            raise UserError(f"{key}.min_lr: expected a rate above 0 to fall to by factors, got {stage.min_lr}")
         if not 0 < stage.mask_ratio < 1:
             raise UserError(f"{key}.mask_ratio: expected a share between 0 and 1, got {stage.mask_ratio}")
         for patch in self.model.patch_size[1:]:

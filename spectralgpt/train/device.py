@@ -69,6 +69,8 @@ def place(config: RunConfig, model: SpectralModel, device: torch.device, snapsho
         for name, parameter in model.named_parameters():
             parameter.copy_(distributed.spread(snapshot.weights[name], parameter))
             for key, values in snapshot.moments.items():
+                if name not in values:  # frozen
+                    continue
                 like = parameter if values[name].dim() else torch.empty((), device=device)
                 optimizer.state[parameter][key] = distributed.spread(values[name], like)
     if config.speed.compile:

@@ -22,7 +22,7 @@ from spectralgpt.train.guard import Diverging, Guard
 from spectralgpt.train.interrupt import Interrupted, StopSignals, signals_held
 from spectralgpt.train.monitor import Monitor
 from spectralgpt.train.optim import learning_rate
-from spectralgpt.train.run import Run
+from spectralgpt.train.run import Progress, Run
 from spectralgpt.train.step import OptimizerStep
 
 
@@ -37,7 +37,8 @@ def train(run: Run, folder: RunFolder, checkpoints: Checkpoints) -> None:
     with StopSignals() as stop:
         while not _finished(run, folder, checkpoints, guard, stop):
             warnings.warn(guard.roll_back(run, checkpoints), stacklevel=2)
-    run.export(folder.model)
+    best = checkpoints.load_best(run.progress.stage) if run.task.selects and distributed.rank() == 0 else None
+    run.export(folder.model, best)
 
 
 def _finished(run: Run, folder: RunFolder, checkpoints: Checkpoints, guard: Guard, stop: StopSignals) -> bool:
@@ -70,6 +71,7 @@ def _train_stage(
             run.device,
             distributed.rank(),
             distributed.world_size(),
+            run.task.labelled,
         )
     validation = run.task.validation(run)
     optimizer_step = OptimizerStep(run)
@@ -86,21 +88,29 @@ def _train_stage(
         if last or stopped or progress.step % config.log_every == 0:
             monitor.flush()
             guard.look(monitor.streak)
-        score = None
+        score, better = None, False
         if last or _is_due(progress.stage_step, config.validate_every):
             figure = folder.figures / f"step-{progress.step}.png"
             with average_applied(run.optimizer):
                 result = validation.measure(run.model)
                 score = result.score
+                better = run.task.selects and _is_better(checkpoints, score, progress)
                 monitor.validation(progress, stage, result, figure)
                 validation.draw(run.model, figure, f"{config.name}, step {progress.step}")
             monitor.figure(progress, figure)
-        if last or stopped or _is_due(progress.stage_step, config.checkpoint_every):
+        if last or stopped or better or _is_due(progress.stage_step, config.checkpoint_every):
             monitor.sync()
             guard.look(monitor.streak)
             guard.save(run.checkpoint(), checkpoints, score, must=bool(last or stopped))
         if stopped:
             raise Interrupted(stopped)
+
+
+def _is_better(checkpoints: Checkpoints, score: float, progress: Progress) -> bool:
+    """Whether to keep this state for its validation; the first process, which has the checkpoints, decides."""
+    return bool(
+        distributed.agree(distributed.rank() == 0 and checkpoints.is_better(score, progress.step, progress.stage))
+    )
 
 
 def _is_due(step: int, every: int) -> bool:

@@ -41,7 +41,17 @@ def check_recipe(saved: Checkpoint, config: RunConfig, *, allow_change: bool) ->
         for prefix in ("", f"stages.{stage}.")
         for key in ("dataset", "sensor", "bands", "val_fraction")
     )
-    pinned = ("model.", "seed", f"stages.{stage}.image_size", f"stages.{stage}.data (", *data)
+    pinned = (
+        "task",
+        "model.",
+        "head.",
+        "finetune.train",
+        "finetune.lora_rank",
+        "seed",
+        f"stages.{stage}.image_size",
+        f"stages.{stage}.data (",
+        *data,
+    )
     fixed = [key for key in changed if key.startswith(pinned)]
     if stage >= len(now["stages"]):
         fixed.append(f"stages ({len(now['stages'])} now, but stage {stage} is reached)")

@@ -115,7 +115,7 @@ class Run:
         self.progress.stage, self.progress.stage_step, self.progress.micro_batch = index, 0, 0
         source = self.windows[index][0]
         new = self.task.model_config(source, self.stage)
-        fresh = stages.untrained(self.task.first(new, self.config.seed + index))
+        fresh = stages.untrained(self.task.fresh(new, self.config.seed + index))
         self._take(stages.enter(before, old, new, source.card, self.stage, fresh, self.task.build))
 
     def rewind(self, saved: Checkpoint) -> None:
@@ -167,6 +167,7 @@ class Run:
             "optimizer": snapshot.moments,
             "generators": distributed.from_all(self.generators()),  # one per process
             "scaler": self.scaler.state_dict(),
+            "task": self.task.state,
             "config": yaml.safe_load(to_yaml(self.recipe)),
         }
         return Checkpoint(self.progress.step, snapshot.weights, state)
@@ -176,9 +177,16 @@ class Run:
         copies = 3 if self.config.ema is None else 4
         return copies * sum(parameter.numel() * parameter.element_size() for parameter in self.model.parameters())
 
-    def export(self, folder: Path) -> None:
-        """Writes the model for `spectralgpt.from_pretrained`; all processes take part."""
+    def export(self, folder: Path, chosen: Checkpoint | None = None) -> None:
+        """Writes the model for `spectralgpt.from_pretrained`; all processes take part.
+
+        Args:
+            folder: of the model.
+            chosen: a checkpoint of this stage to take the weights from; the present ones by default.
+        """
         snapshot, model = self.snapshot(), self.model
+        if chosen is not None:
+            snapshot = Snapshot(chosen.weights, chosen.state["optimizer"])
         weights = averaged(snapshot.weights, snapshot.moments)
         if distributed.rank() == 0:
             model.save_pretrained(folder, weights)
@@ -198,8 +206,8 @@ def prepare(config: RunConfig, saved: Checkpoint | None) -> Run:
     require_wandb(config)
     device = set_up_torch(config)
     progress = Progress(**saved.state["progress"]) if saved else Progress()
-    task = TASKS[config.task](config)
-    windows = [(task.open(stage, "train"), task.open(stage, "val")) for stage in config.stages]
+    task = TASKS[config.task](config, saved.state.get("task") if saved else None)
+    windows = [(task.open(index, "train"), task.open(index, "val")) for index in range(len(config.stages))]
     recipe, fitted = config, [_fitted(config, index, len(train)) for index, (train, _) in enumerate(windows)]
     config = replace(recipe, stages=fitted)
     source, stage = windows[progress.stage][0], config.stages[progress.stage]

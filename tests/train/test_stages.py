@@ -38,7 +38,7 @@ TASK = Pretrain(RunConfig())
 
 
 def first(config: ModelConfig, seed: int) -> Snapshot:
-    return stages.untrained(TASK.first(config, seed))
+    return stages.untrained(TASK.fresh(config, seed))
 
 
 def entered(card: Any = CARD, image_size: int = 24, **choices: Any) -> tuple[Snapshot, Snapshot, Snapshot]:

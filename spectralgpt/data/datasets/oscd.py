@@ -4,12 +4,13 @@
 Where the two dates do not cover the same ground, both are cut to the area they share: by their georeference, to
 the nearest pixel, or from the upper left corner where there is none. `notes` names every city this happened to. The
 change map lies on the first date. Archives come as `images/<city>` with `train_labels/<city>` and
-`test_labels/<city>`, or with the maps in the city's own folder; both are read.
+`test_labels/<city>`, or with the maps in the city's own folder; both are read. There is no official validation split:
+`cities` takes some from training, and names the folders of other archives in this layout.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -18,8 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spectralgpt.data.bands import SENTINEL2, SENTINEL2_12
-from spectralgpt.data.datasets.base import PatchDataset, Transforms, all_there, filled
+from spectralgpt.data.datasets.base import PatchDataset, Transforms, all_there, filled, unique
 from spectralgpt.data.datasets.images import crs_text, no_data, read_codes, remap
+from spectralgpt.data.paths import inside
 from spectralgpt.data.raster import Bools, Pixels
 from spectralgpt.data.record import Record, extremes
 from spectralgpt.data.scene import Scene
@@ -32,7 +34,7 @@ TRAIN = (
 TEST = (
     "brasilia", "chongqing", "dubai", "lasvegas", "milano", "montpellier", "norcia", "rio", "saclay_w", "valencia",
 )  # fmt: skip
-_CITIES = {"train": TRAIN, "test": TEST, "all": TRAIN + TEST}
+_CITIES: Mapping[str, Sequence[str]] = {"train": TRAIN, "test": TEST}
 _CODES: tuple[dict[int, int], ...] = ({1: 0, 2: 1}, {0: 0, 255: 1})  # GeoTIFF and PNG of the archive
 
 
@@ -70,7 +72,7 @@ class OSCD(PatchDataset):
     """Pairs of whole cities, or of windows of them; masks hold 0 and 1 for change."""
 
     title = "OSCD"
-    splits: ClassVar[tuple[str, ...]] = ("train", "test", "all")
+    splits: ClassVar[tuple[str, ...]] = ("train", "val", "test", "all")
     task = "change"
     classes = ("no change", "change")
     colours = ("#202020", "#ffffff")
@@ -84,18 +86,20 @@ class OSCD(PatchDataset):
         *,
         window: int | None = None,
         stride: int | None = None,
+        cities: Mapping[str, Sequence[str]] = _CITIES,
         partial: bool = False,
     ) -> None:
         """Opens the split's cities.
 
         Args:
             root: the archive.
-            split: "train" (14 cities), "test" (10) or "all".
+            split: "train" (14 cities), "test" (10), "all", or what `cities` names.
             bands: names, in this order; the 12 of the published models by default.
             transforms: applied to every sample.
             window: rows and columns of the windows to cut cities into; whole cities by default.
             stride: from one window to the next, `window` by default; the last ones are moved back to the border,
                 so that no pixel is lost.
+            cities: names of the folders of each split.
             partial: use the cities that are there, where some of the split are missing.
 
         Raises:
@@ -105,9 +109,12 @@ class OSCD(PatchDataset):
         for key, size in (("window", window), ("stride", stride)):
             if size is not None and size < 1:
                 raise UserError(f"{key}: expected at least 1 pixel, got {size}")
-        folders = {name: folder for name in _CITIES[split] if (folder := _city_folder(self.root, name)) is not None}
-        missing = [name for name in _CITIES[split] if name not in folders]
-        all_there(self, missing, len(_CITIES[split]), partial)
+        names = _names(cities, split)
+        for name in names:
+            inside(self.root, name)  # a recipe from elsewhere may name anything
+        folders = {name: folder for name in names if (folder := _city_folder(self.root, name)) is not None}
+        missing = [name for name in names if name not in folders]
+        all_there(self, missing, len(names), partial)
         filled(self, len(folders), self.root)
         self._cities = [self._open(name, folder) for name, folder in folders.items()]
         self._windows = [
@@ -122,7 +129,7 @@ class OSCD(PatchDataset):
     @classmethod
     def recognises(cls, root: Path) -> bool:
         """Whether a folder of one of the cities is there."""
-        return any(_city_folder(root, name) is not None for name in _CITIES["all"])
+        return any(_city_folder(root, name) is not None for name in TRAIN + TEST)
 
     def __len__(self) -> int:
         """Number of pairs."""
@@ -166,6 +173,20 @@ class OSCD(PatchDataset):
         places = [folder / "cm", *(path / name / "cm" for path in labels)]
         maps = tuple(place / file for place in places for file in (f"{name}-cm.tif", "cm.tif", "cm.png"))
         return _City(name, (before, after), origins, shape, maps)
+
+
+def _names(cities: Mapping[str, Sequence[str]], split: str) -> list[str]:
+    """The cities of a split; no city may be in two of them."""
+    if not isinstance(cities, Mapping) or not set(cities) <= {"train", "val", "test"}:
+        raise UserError(f"cities: expected lists of names under train, val and test, got {cities!r}")
+    listed = [name for names in cities.values() for name in names]
+    unique(listed, "cities")
+    if split != "all" and split not in cities:
+        raise UserError(
+            f"split {split!r}: expected one of {', '.join(cities)}; option cities={{train: [...], val: [...]}} "
+            "takes cities from training"
+        )
+    return listed if split == "all" else list(cities[split])
 
 
 def _city_folder(root: Path, name: str) -> Path | None:

@@ -4,7 +4,14 @@
 from __future__ import annotations
 
 from spectralgpt.train.tasks.base import Task
+from spectralgpt.train.tasks.finetune import Finetune
 from spectralgpt.train.tasks.pretrain import Pretrain
 
-TASKS: dict[str, type[Task]] = {"pretrain": Pretrain}
+TASKS: dict[str, type[Task]] = {
+    "pretrain": Pretrain,
+    "single_label": Finetune,
+    "multi_label": Finetune,
+    "segmentation": Finetune,
+    "change": Finetune,
+}
 """Tasks by the name a recipe gives them."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -87,7 +87,6 @@ class Objective(ABC):
         """The numbers behind `Task.measured`, the loss first, from the sums of a whole step."""
 
 
-@dataclass
 class Task(ABC):
     """One kind of training.
 
@@ -95,6 +94,7 @@ class Task(ABC):
         measured: names of what is measured in every step, the loss first.
         figure: what a validation's figure shows.
         selects: the best checkpoint of the last stage is exported, not the last.
+        labelled: batches come with labels, and the dates of a pair together.
         config: the recipe.
         notes: what the user should know before the first step, one line each.
     """
@@ -102,12 +102,21 @@ class Task(ABC):
     measured: ClassVar[tuple[str, ...]]
     figure: ClassVar[str]
     selects: ClassVar[bool] = False
-    config: RunConfig
-    notes: list[str] = field(default_factory=list)
+    labelled: ClassVar[bool] = False
+
+    def __init__(self, config: RunConfig, state: dict[str, Any] | None = None) -> None:
+        """For a recipe; `state` is what the task of a checkpoint kept."""
+        self.config = config
+        self.notes: list[str] = []
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """Plain values that a resumed run cannot, or should not, find out again."""
+        return {}
 
     @abstractmethod
-    def open(self, stage: StageConfig, split: Literal["train", "val"]) -> Source:
-        """One side of a stage's images.
+    def open(self, index: int, split: Literal["train", "val"]) -> Source:
+        """One side of the images of a stage, given by its place.
 
         Raises:
             UserError: they do not fit the recipe.
@@ -122,8 +131,12 @@ class Task(ABC):
         """The model, its weights drawn from the default generator, or without any on the meta device."""
 
     @abstractmethod
+    def fresh(self, config: ModelConfig, seed: int) -> SpectralModel:
+        """The model with weights that are a function of the seed and nothing else."""
+
     def first(self, config: ModelConfig, seed: int) -> SpectralModel:
-        """The model a run begins with: a function of the seed and of the weights it starts from."""
+        """The model a run begins with."""
+        return self.fresh(config, seed)
 
     @abstractmethod
     def objective(self, run: Run, place: Tensor) -> Objective:

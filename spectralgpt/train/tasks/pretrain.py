@@ -7,7 +7,6 @@ that no process needs to know the others' masks; a token weighs the same whereve
 
 from __future__ import annotations
 
-import dataclasses
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
@@ -28,16 +27,15 @@ if TYPE_CHECKING:
     from spectralgpt.train.run import Run
 
 
-@dataclasses.dataclass
 class Pretrain(Task):
     """Rebuilds hidden tokens of images without labels."""
 
     measured: ClassVar[tuple[str, ...]] = ("loss", "token_loss", "spectral_loss")
     figure: ClassVar[str] = "reconstruction"
 
-    def open(self, stage: StageConfig, split: Literal["train", "val"]) -> Source:
+    def open(self, index: int, split: Literal["train", "val"]) -> Source:
         """Windows over scenes, or views of a data set's images."""
-        config = self.config
+        config, stage = self.config, self.config.stages[index]
         return open_source(stage.data or config.data, stage.image_size, config.model.patch_size, split, config.seed)
 
     def model_config(self, source: Source, stage: StageConfig) -> ModelConfig:
@@ -48,8 +46,8 @@ class Pretrain(Task):
         """The autoencoder."""
         return Autoencoder(config)
 
-    def first(self, config: ModelConfig, seed: int) -> Autoencoder:
-        """Fresh weights."""
+    def fresh(self, config: ModelConfig, seed: int) -> Autoencoder:
+        """As published, or with positions that begin as geometry."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             autoencoder = Autoencoder(config)

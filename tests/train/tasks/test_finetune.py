@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every task with labels end to end in small: the loss falls, the best validation is exported, a kill costs nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import spectralgpt
+from spectralgpt.train import recipe
+from spectralgpt.train.command import run_training
+from spectralgpt.train.scores import PRIMARY
+from tests.train import small_run
+from tests.train.tasks import labelled
+
+MIXED = {"mixup": 0.8, "cutmix": 1.0, "label_smoothing": 0.1, "erasing": 0.5}
+
+
+def rows(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses(run: Path) -> list[float]:
+    return [row["loss"] for row in rows(run) if "loss" in row]
+
+
+ARCHIVES: dict[str, tuple[Callable[[Path], Path], str, list[str]]] = {
+    "single_label": (labelled.eurosat, "eurosat", ["partial=true"]),
+    "multi_label": (labelled.bigearthnet, "bigearthnet", ["partial=true"]),
+    "segmentation": (labelled.fields, "folder", labelled.FIELDS),
+    "change": (labelled.cities, "oscd", labelled.CITIES),
+}
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, str, list[str]]]:
+    made: dict[str, Path] = {}
+
+    def archive(task: str) -> tuple[Path, str, list[str]]:
+        make, dataset, options = ARCHIVES[task]
+        made[task] = made.get(task) or make(tmp_path_factory.mktemp(task))
+        return made[task], dataset, options
+
+    return archive
+
+
+@pytest.fixture(autouse=True)
+def _no_boards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are drawn; showing them on a board takes longer than a run."""
+    monkeypatch.setattr("spectralgpt.train.monitor.Monitor.figure", lambda *_: None)
+
+
+@pytest.mark.parametrize("task", list(ARCHIVES))
+def test_a_task_learns_and_exports_its_best_validation(task: str, archive: Any, tmp_path: Path) -> None:
+    maps = task in ("segmentation", "change")
+    changes = {"finetune": {"class_weights": "balanced"}, "data": {"crop_area": [0.9, 1.0]}} if maps else {}
+    path = labelled.recipe(tmp_path, task, *archive(task), stage={"steps": 24}, **changes)
+    assert run_training({"config": str(path)}) == 0
+    run = tmp_path / "runs/run"
+    found = losses(run)
+    assert len(found) == 24 and sum(found[-4:]) < 0.9 * sum(found[:4])
+    validations = [row for row in rows(run) if "validation_loss" in row]
+    assert validations[-1]["validation_loss"] < 0.95 * validations[0]["validation_loss"]
+    assert [row["step"] for row in validations] == [4, 8, 12, 16, 20, 24]
+    scores = [row[PRIMARY[task]] for row in validations]
+    best = validations[scores.index(max(scores))]
+    record = json.loads((run / "checkpoints/best.json").read_text())
+    assert (record["step"], record["score"]) == (best["step"], max(scores))
+    kept = {int(path.name.removeprefix("step-")) for path in (run / "checkpoints").glob("step-*")}
+    assert {record["step"], 24} <= kept, "the best and the last"
+    model = spectralgpt.from_pretrained(run / "model")
+    weights = spectralgpt.models.safe_load.load_weights(run / f"checkpoints/step-{record['step']}/model.safetensors")
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
+    assert model.task == task and model.normalization["method"] == "minmax"
+    assert (run / f"figures/step-{record['step']}.png").stat().st_size > 1000
+
+
+def test_a_killed_run_with_mixing_goes_on_to_the_bit(archive: Any, tmp_path: Path) -> None:
+    changes = {"finetune": MIXED, "model": {**labelled.TINY, "drop_path": 0.3}, "stage": {"accumulate": 2}}
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        labelled.recipe(tmp_path / name, "single_label", *archive("single_label"), **changes)
+    assert small_run.run({"config": str(tmp_path / "a/recipe.yaml")}).code == 0
+    options, run = {"config": str(tmp_path / "b/recipe.yaml")}, tmp_path / "b/runs/run"
+    for step in (5, 8):
+        assert small_run.run(options, before=small_run.kill_after_step, arguments=(step,)).code == -9
+        options = {"resume": str(run)}
+    assert small_run.run(options).code == 0
+    for name in ("metrics.jsonl", "model/model.safetensors", "model/config.json", "checkpoints/best.json"):
+        assert (run / name).read_bytes() == (tmp_path / "a/runs/run" / name).read_bytes(), name
+
+
+def test_the_head_alone_leaves_the_encoder_as_it_was(archive: Any, tmp_path: Path) -> None:
+    changes = {"finetune": {"train": "head"}, "model": {**labelled.TINY, "drop_path": 0.3}, "ema": 0.5}
+    path = labelled.recipe(tmp_path, "single_label", *archive("single_label"), stage={"steps": 4}, **changes)
+    assert run_training({"config": str(path)}) == 0
+    from spectralgpt.train.run import prepare
+
+    first = prepare(recipe.build(recipe.read(path)), None).model.state_dict()
+    last = spectralgpt.from_pretrained(tmp_path / "runs/run/model").state_dict()
+    same = {name for name, tensor in first.items() if torch.equal(tensor, last[name])}
+    assert {name for name in first if name.startswith("encoder.")} <= same
+    assert not {name for name in first if name.startswith("head.")} & same
