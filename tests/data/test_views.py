@@ -234,3 +234,39 @@ def test_wrong_sizes_are_explained():
     for wrong in ({"size": 0}, {"crop": "left"}, {"area": (0.5, 0.2)}, {"area": (0.5, 1.2)}, {"ratio": (0, 1)}):
         with pytest.raises(UserError, match="views"):
             ViewConfig(**wrong)
+
+
+def test_windows_are_pixels_as_they_are_and_masks_follow_them():
+    data = Made("segmentation", 6, size=(40, 70))
+    for crop in ("window", "middle"):
+        batch = views(data, size=32, crop=crop, horizontal_flip=False, vertical_flip=False, seed=2)
+        for index in (1, 2, 4):
+            sample, record = batch[0, index].images(), data.read(index)
+            y, x, height, width = batch[0, index].boxes[0].tolist()
+            assert (height, width) == (32, 32)
+            raw = record.pixels[:, y : y + 32, x : x + 32].astype(np.float64)
+            low, high = record.low[:, None, None], record.high[:, None, None]
+            np.testing.assert_allclose(sample["image"][0].numpy(), (raw - low) / (high - low), atol=1e-5)
+            np.testing.assert_array_equal(sample["mask"][0], record.mask[y : y + 32, x : x + 32])
+        if crop == "middle":
+            rows, columns = record.mask.shape
+            assert (y, x) == ((rows - 32) // 2, (columns - 32) // 2)
+    boxes = random_boxes((120, 100), size=32, crop="window")
+    assert boxes[:, 0].max() == 88 and boxes[:, 1].max() == 68 and boxes[:, :2].min() == 0
+    assert abs(boxes[:, 0].mean() - 44) < 2
+    assert (random_boxes((20, 40), size=32, crop="window")[:, 2:] == 20).all(), "scaled up where it does not fit"
+
+
+@pytest.mark.parametrize("kind", ["single_label", "multi_label", "segmentation"])
+def test_labels_outside_the_classes_are_refused_by_name(kind):
+    data = Made(kind, 4)
+    real = data.read
+
+    def read(index):
+        record = real(index)
+        wrong = {"single_label": {"label": 5}, "multi_label": {"label": np.full(5, 2, np.uint8)}}
+        return replace(record, **wrong.get(kind, {"mask": np.full_like(record.mask, 5)}))
+
+    data.read = read
+    with pytest.raises(UserError, match=r"folder/1\.tif: expected labels from 0 to [14], got [25]"):
+        views(data)[0, 1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 
 import pytest
 import torch
@@ -76,3 +77,29 @@ def test_clipping_shortens_the_update_and_reports_the_full_norm() -> None:
     weight.grad = torch.full((2, 2), 3.0)
     assert guarded_step(optimizer, torch.tensor(1.0), 0.1, 1.5).item() == pytest.approx(6.0)
     assert seen == pytest.approx([1.5])
+
+
+def test_layer_decay_counts_from_the_head_down_and_positions_are_at_the_bottom() -> None:
+    model = spectralgpt.create_classifier("tiny", 3, image_size=16, bands=3, depth=4)
+    optimizer = adamw(model, OptimConfig(layer_decay=0.5))
+    scale = {id(p): group["scale"] for group in optimizer.param_groups for p in group["params"]}
+    found = {name: scale[id(parameter)] for name, parameter in model.named_parameters()}
+    assert len(found) == len(list(model.parameters()))
+    for name, factor in found.items():
+        block = re.search(r"encoder\.blocks\.(\d)", name)
+        lowest = name.startswith(("encoder.patch_embed", "encoder.positions"))
+        assert factor == (0.5**5 if lowest else 0.5 ** (4 - int(block[1])) if block else 1.0), name
+    loss = sum(parameter.sum() for parameter in model.parameters())
+    loss.backward()
+    guarded_step(optimizer, loss.detach(), 0.1, None)
+    assert {group["lr"] for group in optimizer.param_groups} == {0.1 * factor for factor in found.values()}
+
+
+def test_schedules_fall_from_the_rate_to_the_last() -> None:
+    for schedule, half in (("cosine", 0.505), ("poly", 0.01 + 0.99 * 0.5**0.9), ("exponential", 0.1)):
+        stage = StageConfig(steps=110, warmup_steps=10, lr=1.0, min_lr=0.01, schedule=schedule)  # type: ignore[arg-type]
+        assert learning_rate(stage, 10) == 1.0
+        assert learning_rate(stage, 60) == pytest.approx(half)
+        assert learning_rate(stage, 110) == pytest.approx(0.01)
+    published = StageConfig(steps=300, warmup_steps=0, lr=1e-4, min_lr=1e-4 * 0.95**300, schedule="exponential")
+    assert learning_rate(published, 20) == pytest.approx(1e-4 * 0.95**20)

@@ -17,13 +17,14 @@ from spectralgpt.data.datasets.base import PatchDataset
 from spectralgpt.data.source import ImageViews, open_source
 from spectralgpt.errors import UserError
 from spectralgpt.heads import ChangeDetector, Classifier, HeadConfig, Segmenter, TaskModel
+from spectralgpt.heads.weights import load_encoder
 from spectralgpt.models.config import ModelConfig, make_config
 from spectralgpt.train.config import RunConfig, StageConfig
 from spectralgpt.train.flops import forward_flops
 from spectralgpt.train.tasks.base import Objective, Task
 from spectralgpt.train.tasks.class_shares import check_labels, class_weights, count_classes
 from spectralgpt.train.tasks.scoring import Scoring
-from spectralgpt.train.tasks.start import Start, model_folder, read_start
+from spectralgpt.train.tasks.start import Start, read_start, told
 from spectralgpt.train.tasks.supervised import Labels, Pixels
 
 if TYPE_CHECKING:
@@ -125,10 +126,10 @@ class Finetune(Task):
         """A fresh head on the encoder that the recipe names."""
         model, weights = self.fresh(config, seed), self.config.model.weights
         if weights is not None:
-            from spectralgpt.heads.weights import load_encoder
-
-            report = load_encoder(model, model_folder(weights))
-            self.notes.append(f"weights     {weights}: {report}")
+            self.notes.append(told(weights, load_encoder(model, weights)))
+            if self._start.bands and config.band_names != self._start.bands:
+                here, there = (" ".join(names or ()) for names in (config.band_names, self._start.bands))
+                self.notes.append(f"bands       {here}: moved by wavelength from {there}")
         return model
 
     def objective(self, run: Run, place: Tensor) -> Objective:

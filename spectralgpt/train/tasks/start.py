@@ -16,6 +16,7 @@ from spectralgpt.data.scene_set import DataConfig
 from spectralgpt.errors import UserError
 from spectralgpt.models.checkpoint import CONFIG_FILE, read_pretrained
 from spectralgpt.models.config import SIZES
+from spectralgpt.models.reference_checkpoint import LoadReport, unwrap
 from spectralgpt.train.config import ModelSection
 
 _SHAPE = ("name", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio", "position_embedding")
@@ -28,10 +29,12 @@ class Start:
     Attributes:
         shape: fields of the encoder's `ModelConfig`; empty without weights.
         normalization: as the data layer writes it; None where the weights do not tell.
+        bands: names of the bands the encoder saw; none where the weights do not tell.
     """
 
     shape: dict[str, Any]
     normalization: dict[str, Any] | None
+    bands: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
@@ -77,6 +80,17 @@ class Start:
         return None
 
 
+def told(weights: str, report: LoadReport) -> str:
+    """A line about weights that were taken over; positions that moved are named, and all that was not found."""
+    parts = [f"{len(report.loaded)} tensors as they are"]
+    for word in ("resized", "missing", "unexpected", "mismatched"):
+        if keys := getattr(report, word):
+            parts.append(f"{len(keys)} {word} ({', '.join(keys)})")
+    if report.unused:
+        parts.append(f"{len(report.unused)} of a decoder or head left")
+    return f"weights     {weights}: {', '.join(parts)}"
+
+
 def read_start(weights: str | None) -> Start:
     """Looks at weights.
 
@@ -85,20 +99,13 @@ def read_start(weights: str | None) -> Start:
     """
     if weights is None:
         return Start({}, None)
-    folder = model_folder(weights)
+    path = Path(weights)
+    folder = path / "model" if (path / "model" / CONFIG_FILE).is_file() else path
     if folder.is_dir():
         saved = read_pretrained(folder)
         config = {**saved.config.to_dict(), "patch_size": tuple(saved.config.patch_size)}
-        return Start({key: config[key] for key in _SHAPE}, saved.normalization)
-    from spectralgpt.models.reference_checkpoint import unwrap
-
+        return Start({key: config[key] for key in _SHAPE}, saved.normalization, saved.config.band_names or ())
     return Start(_published_shape(unwrap(weights), weights), None)
-
-
-def model_folder(weights: str) -> Path:
-    """Where the model lies: in a run's folder below it, else the path itself."""
-    path = Path(weights)
-    return path / "model" if (path / "model" / CONFIG_FILE).is_file() else path
 
 
 def _published_shape(tensors: dict[str, Any], weights: str) -> dict[str, Any]:

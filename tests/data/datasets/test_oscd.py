@@ -169,3 +169,20 @@ def test_missing_cities(tmp_path):
         OSCD(tmp_path)
     with pytest.raises(UserError, match="expected images for the test split of OSCD, found none"):
         OSCD(tmp_path, "test", partial=True)
+
+
+def test_cities_of_ones_own_split(tmp_path):
+    for city in ("paris", "here", "there"):
+        original(tmp_path, city)
+    cities = {"train": ["here", "paris"], "val": ["there"]}
+    names = {split: [data.name(i) for i in range(len(data))] for split in ("train", "val", "all")
+             for data in [OSCD(tmp_path, split, cities=cities)]}  # fmt: skip
+    assert names == {"train": ["here", "paris"], "val": ["there"], "all": ["here", "paris", "there"]}
+    with pytest.raises(UserError, match=r"split 'test': expected one of train, val; option cities="):
+        OSCD(tmp_path, "test", cities=cities)
+    with pytest.raises(UserError, match="cities: expected every image once, here is there twice"):
+        OSCD(tmp_path, cities={"train": ["here"], "val": ["here"]})
+    with pytest.raises(UserError, match="expected plain paths below this folder"):
+        OSCD(tmp_path, cities={"train": ["../here"]})
+    with pytest.raises(UserError, match="split 'val': expected one of train, test"):
+        OSCD(tmp_path, "val")

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ import pytest
 import torch
 
 import spectralgpt
+from spectralgpt.data.bands import SENTINEL2
+from spectralgpt.data.bands import SENTINEL2_12 as BANDS
 from spectralgpt.train import recipe
 from spectralgpt.train.command import run_training
 from spectralgpt.train.scores import PRIMARY
@@ -106,3 +109,25 @@ def test_the_head_alone_leaves_the_encoder_as_it_was(archive: Any, tmp_path: Pat
     same = {name for name, tensor in first.items() if torch.equal(tensor, last[name])}
     assert {name for name in first if name.startswith("encoder.")} <= same
     assert not {name for name in first if name.startswith("head.")} & same
+
+
+def test_an_encoder_is_taken_over_with_its_normalisation(
+    archive: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pretrained = spectralgpt.create_autoencoder("tiny", **labelled.TINY, image_size=24, bands=SENTINEL2.select(BANDS))
+    pretrained.normalization = {"method": "percentile", "band_names": list(BANDS), "offset": None, "scale": None}
+    pretrained.save_pretrained(tmp_path / "former/model")
+    changes = {"model": {"weights": str(tmp_path / "former")}, "finetune": {"train": "head"}}
+    path = labelled.recipe(tmp_path, "single_label", *archive("single_label"), stage={"steps": 2}, **changes)
+    assert run_training({"config": str(path)}) == 0
+    shown = capsys.readouterr().out
+    assert "percentile normalisation" in shown
+    assert re.search(r"37 tensors as they are, 1 resized \(pos_embed_spatial\), \d+ of a decoder or head left", shown)
+    model = spectralgpt.from_pretrained(tmp_path / "runs/run/model")
+    assert model.normalization["method"] == "percentile"
+    assert torch.equal(model.encoder.blocks[1].attn.qkv.weight, pretrained.encoder.blocks[1].attn.qkv.weight)
+    pretrained.resize(16)
+    assert torch.equal(model.encoder.positions.spatial, pretrained.encoder.positions.spatial)
+    (tmp_path / "former").rename(tmp_path / "gone")
+    changed = {"resume": str(tmp_path / "runs/run"), "stages.0.steps": "4", "allow-config-change": ""}
+    assert run_training(changed) == 0, "a run goes on when the weights it began with are gone"
