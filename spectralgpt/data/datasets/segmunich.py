@@ -20,6 +20,7 @@ from spectralgpt.data.datasets.tables import packed, read_lines
 from spectralgpt.data.paths import inside
 from spectralgpt.data.raster import Header, read_header, read_pages
 from spectralgpt.data.record import Record, extremes
+from spectralgpt.data.splits import part
 from spectralgpt.errors import UserError
 
 FILE_ORDER = ("B02", "B03", "B04", "B08", "B05", "B06", "B07", "B8A", "B11", "B12")
@@ -59,6 +60,7 @@ class SegMunich(PatchDataset):
         bands: Sequence[str] | None = None,
         transforms: Transforms | None = None,
         *,
+        val_share: float = 0.0,
         partial: bool = False,
     ) -> None:
         """Lists the split's tiles.
@@ -68,6 +70,8 @@ class SegMunich(PatchDataset):
             split: "train", "val" or "test".
             bands: names, in this order; the file's 10 by default.
             transforms: applied to every sample.
+            val_share: of the tiles in train.txt, by a hash of their ids, that are "val" where there is no val.txt, as
+                in the published archive.
             partial: use the tiles that are there, where some of the split are missing.
 
         Raises:
@@ -78,7 +82,11 @@ class SegMunich(PatchDataset):
         if lacking:
             raise UserError(f"bands: expected bands of SegMunich, {' '.join(FILE_ORDER)}, got {' '.join(lacking)}")
         path = self.root / "dataset" / f"{split}.txt"
+        shared = bool(val_share) and split != "test" and not (self.root / "dataset" / "val.txt").exists()
+        path = path.with_name("train.txt") if shared else path
         ids = [id.removesuffix(".tif") for id in read_lines(path)]
+        if shared:
+            ids = [id for id in ids if part(id, {"train": 1 - val_share, "val": val_share}) == split]
         unique(ids, path)
         found = [self._find(id) for id in ids]
         missing = [id for id, name in zip(ids, found, strict=True) if name is None]

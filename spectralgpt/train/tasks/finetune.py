@@ -111,10 +111,7 @@ class Finetune(Task):
 
     def build(self, config: ModelConfig) -> TaskModel:
         """The model, frozen as far as the recipe says."""
-        model = _MODELS[self.config.task](config, self.head_config)
-        if self.config.finetune.train == "head":
-            model.encoder.requires_grad_(False)
-        return model
+        return self._frozen(self._plain(config))
 
     def fresh(self, config: ModelConfig, seed: int) -> TaskModel:
         """Encoder and head drawn anew."""
@@ -124,7 +121,27 @@ class Finetune(Task):
 
     def first(self, config: ModelConfig, seed: int) -> TaskModel:
         """A fresh head on the encoder that the recipe names."""
-        model, weights = self.fresh(config, seed), self.config.model.weights
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return self._frozen(self._taken_over(self._plain(config)))
+
+    def _plain(self, config: ModelConfig) -> TaskModel:
+        return _MODELS[self.config.task](config, self.head_config)
+
+    def _frozen(self, model: TaskModel) -> TaskModel:
+        """All weights, the head's, or low-rank additions and the head's are left to train."""
+        chosen = self.config.finetune
+        if chosen.train == "head":
+            model.encoder.requires_grad_(False)
+        elif chosen.train == "lora":
+            from spectralgpt.heads.lora import add_lora
+
+            add_lora(model, rank=chosen.lora_rank, alpha=2.0 * chosen.lora_rank)
+        return model
+
+    def _taken_over(self, model: TaskModel) -> TaskModel:
+        """With the encoder that the recipe names."""
+        weights, config = self.config.model.weights, model.config
         if weights is not None:
             self.notes.append(told(weights, load_encoder(model, weights)))
             if self._start.bands and config.band_names != self._start.bands:
