@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A folder in which the documentation's commands run: small things under the very names that the pages use."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+import spectralgpt
+from spectralgpt.data.bands import SENTINEL2, SENTINEL2_12
+from spectralgpt.data.splits import eurosat as eurosat_split
+from tests.data.datasets import archives
+from tests.data.rasters import at, noise, write
+from tests.docs.commands import ROOT
+
+_SIZE = (64, 160)
+
+
+def scene(path: Path) -> None:
+    """A Sentinel-2 scene with named bands in one file."""
+    write(path.with_suffix(".tif"), smooth(13, *_SIZE), SENTINEL2.names)
+    if path.suffix != ".tif":
+        path.with_suffix(".tif").rename(path)
+
+
+def scenes(path: Path) -> None:
+    """A folder of two scenes."""
+    for number in range(2):
+        write(path / f"scene_{number}.tif", smooth(13, *_SIZE, seed=number), SENTINEL2.names)
+
+
+def patches(path: Path) -> None:
+    """Files without band names, in the order the README's command gives."""
+    for number in range(2):
+        write(path / f"patch_{number}.tif", smooth(13, *_SIZE, seed=number))
+
+
+def labelled_folder(path: Path) -> None:
+    """Own images with label rasters of two classes beside them."""
+    for number in range(4):
+        write(path / f"{number}.tif", smooth(13, 32, 32, seed=number), SENTINEL2.names)
+        write(path / f"{number}_label.tif", np.indices((1, 32, 32))[1].astype(np.uint8) // 16)
+
+
+def eurosat(path: Path) -> None:
+    """All 27,000 files of EuroSAT, every one of a class the same."""
+    for name in eurosat_split():
+        first = path / name.split("/")[0] / "first"
+        if not first.exists():
+            archives.eurosat(path, (0,), (first.parent.name,), size=16)
+            (first.parent / f"{first.parent.name}_0.tif").rename(first)
+        os.link(first, path / name)
+    for first in path.glob("*/first"):
+        first.unlink()
+
+
+def fmow(path: Path) -> None:
+    """fMoW-Sentinel, with both splits."""
+    for split in ("train", "val"):
+        archives.fmow(path, [("airport", 0, n, 2016, 40, 48) for n in range(4)], split=split)
+
+
+def bigearthnet(path: Path) -> None:
+    """BigEarthNet version 2."""
+    from tests.data.datasets.test_bigearthnet import version2
+
+    version2(path)
+
+
+def pretrained(path: Path) -> None:
+    """A saved autoencoder of `tiny` with the normalisation of a scene."""
+    model = spectralgpt.create_autoencoder("tiny", image_size=32, bands=SENTINEL2.select(SENTINEL2_12))
+    model.save_pretrained(path)
+
+
+def published(path: Path) -> None:
+    """A checkpoint with the published key names, of the size the README loads it into."""
+    import torch
+
+    model = spectralgpt.create_autoencoder("base", image_size=96)
+    torch.save({"model": spectralgpt.reference_state_dict(model)}, path)
+
+
+MAKERS: dict[str, Callable[[Path], None]] = {
+    "SCENE": scene,
+    "scene.tif": scene,
+    "/path/to/scenes": scenes,
+    "scenes": scenes,
+    "S2_PATCHES": patches,
+    "FOLDER": labelled_folder,
+    "EuroSAT_MS": eurosat,
+    "ROOT": eurosat,
+    "data/fmow-sentinel": fmow,
+    "data/bigearthnet": bigearthnet,
+    "runs/quickstart/model": pretrained,
+    "SpectralGPT.pth": published,
+}
+"""What stands under a name of the pages. A name without a maker must be the output of a command before it."""
+
+
+class World:
+    """An empty working folder that fills as commands mention things."""
+
+    def __init__(self, folder: Path) -> None:
+        """`folder` must be empty."""
+        self.folder = folder
+        for name in ("configs", "tools", "examples", "benchmarks", "docs", "mkdocs.yml", "spectralgpt"):
+            if (ROOT / name).exists():
+                (folder / name).symlink_to(ROOT / name)
+
+    def prepared(self, text: str) -> str:
+        """Makes what a command or program mentions; the text with absolute paths moved into the folder."""
+        for name, make in MAKERS.items():
+            if not re.search(rf"(?<![\w/.-]){re.escape(name)}(?![\w-])", text):
+                continue
+            path = self.folder / name.lstrip("/")
+            if not path.exists():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                make(path)
+            text = text.replace(name, str(path)) if name.startswith("/") else text
+        return text
+
+    def clear(self) -> None:
+        """Removes it."""
+        shutil.rmtree(self.folder)
+
+
+def smooth(bands: int, height: int, width: int, seed: int = 0) -> np.ndarray:
+    """Pixels that look a little like land: waves with noise, no value 0."""
+    y, x = np.mgrid[:height, :width] / 8
+    waves = 2000 + 900 * np.sin(x + seed) * np.cos(y)
+    return (waves + 100 * np.arange(bands)[:, None, None] + noise(bands, height, width, high=200)).astype(np.uint16)
+
+
+__all__ = ["MAKERS", "World", "at", "smooth"]
