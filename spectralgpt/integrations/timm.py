@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Encoders as timm models: importing this module registers `spectralgpt_{size}_patch8_{96,128}`.
 
-A model has the interface of timm's vision transformers (features, intermediates, a head that can be replaced, groups for
-layer-wise decay), so TorchGeo, segmentation-models-pytorch and TerraTorch find it by its name. A token belongs to a
-place *and* a spectral group; feature maps need one vector per place, so `spectral_pool` says how groups become one.
+A model has the interface of timm's vision transformers (features, intermediates, a head that can be replaced, groups
+for layer-wise decay), so TorchGeo, segmentation-models-pytorch and TerraTorch find it by its name. A token belongs to
+a place *and* a spectral group; feature maps need one vector per place, so `spectral_pool` says how groups become one.
 
     timm.create_model("spectralgpt_base_patch8_96", in_chans=12, num_classes=10)
     timm.create_model("spectralgpt_base_patch8_96", features_only=True, out_indices=(2, 5, 8, 11))
@@ -23,7 +23,7 @@ from spectralgpt.models.config import SIZES, make_config, one_of
 from spectralgpt.models.encoder import Encoder
 
 try:
-    from timm.models import build_model_with_cfg, register_model  # type: ignore[import-not-found, unused-ignore]
+    from timm.models import build_model_with_cfg, register_model
 except ImportError as error:
     raise UserError(f"timm: expected the library to be installed ({error}); pip install 'spectralgpt[timm]'") from error
 
@@ -85,6 +85,8 @@ class SpectralViT(nn.Module):
             size, bands=in_chans if bands is None else bands, image_size=img_size, drop_path=drop_path_rate, **config
         )
         self.encoder = Encoder(self.config)
+        # TorchGeo asks the first layer for its channels, to compare them with the second dimension of its weights.
+        self.encoder.patch_embed.proj.in_channels = self.config.num_values  # type: ignore[assignment]
         self.normalization: dict[str, Any] | None = None
         self.num_classes, self.in_chans = num_classes, self.config.bands
         self.global_pool, self.spectral_pool = global_pool, spectral_pool
@@ -228,8 +230,8 @@ def _register(size: str, image_size: int) -> None:
         overlay = options.get("pretrained_cfg_overlay") or {}
         if overlay.get("file"):  # a folder or published file, which `load_pretrained` reads, not a state dict of timm's
             options["pretrained_cfg_overlay"] = {**overlay, "custom_load": True}
-        feature_cfg = {"out_indices": 4 if SIZES[size][1] >= 4 else 1, "feature_cls": "getter"}
-        model: nn.Module = build_model_with_cfg(SpectralViT, name, pretrained, feature_cfg=feature_cfg, size=size, **options)
+        options |= {"feature_cfg": {"out_indices": 4, "feature_cls": "getter"}, "size": size}
+        model: nn.Module = build_model_with_cfg(SpectralViT, name, pretrained, **options)
         return model
 
     build.__name__ = build.__qualname__ = name

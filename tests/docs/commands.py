@@ -29,8 +29,7 @@ NOT_RUN = {
 """Commands that are not run, and why."""
 
 _PROGRAMS = (
-    "spectralgpt", "python", "torchrun", "pip", "git", "make", "srun", "tensorboard", "mkdocs", "docker", "huggingface-cli",
-    "hf", "curl", "uv",
+    "spectralgpt", "python", "torchrun", "pip", "git", "make", "srun", "tensorboard", "mkdocs", "docker", "hf", "curl",
 )  # fmt: skip
 _TRAINING = {"train", "finetune"}
 

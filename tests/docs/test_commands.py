@@ -63,9 +63,7 @@ def test_fast_command(
 
 @pytest.mark.acceptance
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_page(
-    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_page(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     found = [command for command in commands([page]) if command.why_not_run is None]
     if not found:
         pytest.skip("no command on this page")
@@ -84,7 +82,8 @@ def test_what_is_not_run_is_on_the_list_and_the_list_is_not_longer() -> None:
 def test_commands_are_found_in_blocks_and_shell_fences_alone(tmp_path: Path) -> None:
     page = ROOT / "docs" / "page-of-a-test.md"
     text = (
-        "Say\n\n    spectralgpt info A   # comment\n    spectralgpt plan \\\n        --model huge\n\nand\n    not code\n\n"
+        "Say\n\n    spectralgpt info A   # comment\n    spectralgpt plan \\\n        --model huge\n\n"
+        "and\n    not code\n\n"
         "```bash\n$ spectralgpt info '# B' && python tools/train.py\n```\n```python\nspectralgpt info C\n```\n"
         "    spectralgpt = x\n"
     )

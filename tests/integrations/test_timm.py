@@ -78,7 +78,9 @@ def test_layer_wise_decay_groups_every_parameter() -> None:
     from timm.optim import param_groups_layer_decay
 
     model = timm.create_model(NAME, num_classes=5)
-    groups = param_groups_layer_decay(model, weight_decay=0.1, layer_decay=0.5, no_weight_decay_list=model.no_weight_decay())
+    groups = param_groups_layer_decay(
+        model, weight_decay=0.1, layer_decay=0.5, no_weight_decay_list=model.no_weight_decay()
+    )
     scale = {id(p): group["lr_scale"] for group in groups for p in group["params"]}
     decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
     assert len(scale) == len(list(model.parameters()))
