@@ -138,7 +138,8 @@ def weights(folder: str | Path, image_size: int = 96) -> WeightsEnum:
 
     Returns:
         A member of an enumeration of its own: `meta` has `model`, `in_chans`, `bands`, `wavelengths` and
-        `normalization`; `get_state_dict` gives what the timm model loads. `transforms` changes nothing, as pixels come normalised.
+        `normalization`; `get_state_dict` gives what the timm model loads. `transforms` changes nothing, since pixels
+        come normalised.
 
     Raises:
         UserError: no saved model, or another image size.

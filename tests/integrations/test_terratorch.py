@@ -34,6 +34,8 @@ def registry():
     """TerraTorch's registry of backbones of all sources."""
     from terratorch.registry import BACKBONE_REGISTRY
 
+    import spectralgpt.integrations.terratorch  # noqa: F401 - registers
+
     return BACKBONE_REGISTRY
 
 
