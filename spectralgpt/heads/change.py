@@ -11,7 +11,7 @@ from torch import Tensor
 
 from spectralgpt.errors import UserError
 from spectralgpt.heads.base import task_configs
-from spectralgpt.heads.dense import DenseModel, compare
+from spectralgpt.heads.maps import DenseModel, compare
 
 
 class ChangeDetector(DenseModel):

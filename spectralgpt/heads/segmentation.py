@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from spectralgpt.heads.base import task_configs
-from spectralgpt.heads.dense import DenseModel
+from spectralgpt.heads.maps import DenseModel
 
 
 class Segmenter(DenseModel):
