@@ -30,7 +30,7 @@ from spectralgpt.errors import UserError
 from spectralgpt.models.autoencoder import Autoencoder
 from spectralgpt.models.base import arrange_bands
 from spectralgpt.models.checkpoint import CONFIG_FILE, WEIGHTS_FILE
-from spectralgpt.models.reconstruction import denormalize
+from spectralgpt.models.reconstruction import as_image, denormalize
 from spectralgpt.models.registry import from_pretrained
 
 _QUICKLOOK = 1000  # longest side in pixels
@@ -164,8 +164,8 @@ class Explorer:
         rebuilt = denormalize(output.prediction, truth) if config.normalize_targets else output.prediction
         scored = mask.mask & valid
         error = (rebuilt - truth)[scored].square().mean().item() if scored.any() else float("nan")
-        hidden = _cube(mask.mask[:, :, None].expand_as(truth), autoencoder).bool()
-        guess = torch.where(hidden, _cube(rebuilt, autoencoder), image)[0].numpy()
+        hidden = as_image(mask.mask[:, :, None].expand_as(truth), config, size)
+        guess = torch.where(hidden, as_image(rebuilt, config, size), image)[0].numpy()
         return Window(
             row=top,
             column=left,
@@ -238,13 +238,6 @@ def _thinned(scene: Scene) -> tuple[Floats, int]:
             part[~valid[thin]] = np.nan
         parts.append(part)
     return np.concatenate(parts, axis=1), step
-
-
-def _cube(tokens: Tensor, autoencoder: Autoencoder) -> Tensor:
-    """Tokens as bands of the image; a band repeated to fill a group comes from where it is first."""
-    config = autoencoder.config
-    cube = ops.unpatchify3d(tokens, (len(config.band_order), *config.height_width), config.patch_size)
-    return cube[:, [config.band_order.index(band) for band in range(config.bands)]]
 
 
 def _component_colours(tokens: Tensor, grid: tuple[int, int, int], size: tuple[int, int]) -> NDArray[np.uint8]:

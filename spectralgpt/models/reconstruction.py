@@ -259,6 +259,21 @@ def denormalize(prediction: Tensor, truth: Tensor) -> Tensor:
     return prediction * (variance + EPSILON).sqrt() + mean
 
 
+def as_image(tokens: Tensor, config: ModelConfig, size: tuple[int, int]) -> Tensor:
+    """The image that tokens show: the inverse of cutting it into them.
+
+    Args:
+        tokens: (B, L, P), any dtype.
+        config: the model's; a band repeated to fill a group is taken from where it comes first.
+        size: (H, W).
+
+    Returns:
+        (B, C, H, W), in the order of the image's bands.
+    """
+    cube = ops.unpatchify3d(tokens, (len(config.band_order), *size), config.patch_size)
+    return cube[:, [config.band_order.index(band) for band in range(config.bands)]]
+
+
 def _distances(height: int, width: int, device: torch.device) -> Tensor:
     """Squared distances between the tokens of one group, (N, N); exact integers, so that ties are ties."""
     y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
