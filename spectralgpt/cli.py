@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = _Parser(
         prog="spectralgpt",
         description="Masked autoencoders for multi- and hyperspectral satellite images.",
-        epilog="commands:\n" + "\n".join(f"  {name:9} {run.__doc__}" for name, run in COMMANDS.items()),
+        epilog="commands:\n" + "\n".join(f"  {name:11} {run.__doc__}" for name, run in COMMANDS.items()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
@@ -151,22 +151,53 @@ def predict(arguments: Sequence[str]) -> int:
         "--mask", dest="masks", action="append", default=[], metavar="FILE", help="not 0: leave out; repeatable"
     )
     parser.add_argument("--nodata", type=int, default=255, help="of the map (%(default)s)")
-    parser.add_argument("--sensor", help="whose names the model's bands have (found by its bands)")
-    parser.add_argument("--bands", nargs="+", metavar="NAME", help="the model's bands, if it does not know them")
-    parser.add_argument("--band-order", nargs="+", metavar="NAME", help="bands of a file that does not name them")
-    parser.add_argument("--missing", choices=["error", "nearest"], default="error", help="band not there (%(default)s)")
-    parser.add_argument("--normalization", help="percentile, minmax, none or statistics, in place of the model's")
-    parser.add_argument("--scale", type=float, help="(value - offset) * scale are the model's units")
-    parser.add_argument("--offset", type=float, help="likewise")
-    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="(%(default)s)")
     parser.add_argument("--precision", choices=["auto", "fp32", "bf16"], default="auto", help="of matrix products")
-    parser.add_argument("--overwrite", action="store_true", help="replace a map made by other settings")
+    _add_scene_arguments(parser)
     parser.add_argument("--restart", action="store_true", help="give up what an interrupted run has done")
     options = vars(parser.parse_args(arguments))
     os.environ.setdefault("GOMP_SPINCOUNT", "30000")  # as in train
     from spectralgpt.predict.command import run_predict
 
     return run_predict(options)
+
+
+def embed(arguments: Sequence[str]) -> int:
+    """Write what the encoder makes of each patch of a scene: a raster, its components in colour, a table of tiles."""
+    parser = _Parser(prog="spectralgpt embed", description=embed.__doc__)
+    parser.add_argument("scene", metavar="SCENE", help="file or folder, or demo")
+    parser.add_argument("--model", required=True, metavar="RUN", help="a run, or a model's folder")
+    parser.add_argument("--out", type=Path, required=True, help="the raster; components and tiles go beside it")
+    parser.add_argument(
+        "--tile", type=int, default=0, metavar="PIXELS", help="also OUT-tiles.parquet, of tiles so wide"
+    )
+    parser.add_argument("--pool", choices=["mean", "concat"], default="mean", help="over the band groups (%(default)s)")
+    parser.add_argument("--layer", type=int, default=-1, help="which block's tokens; -1 is the last (%(default)s)")
+    parser.add_argument("--overlap", type=float, default=0.5, help="of windows, share of a side (%(default)s)")
+    parser.add_argument("--restart", action="store_true", help="give up what an interrupted run has done")
+    parser.add_argument("--batch-size", type=int, default=16, help="windows at a time (%(default)s)")
+    _add_scene_arguments(parser)
+    options = vars(parser.parse_args(arguments))
+    os.environ.setdefault("GOMP_SPINCOUNT", "30000")  # as in train
+    from spectralgpt.predict.look_commands import run_embed
+
+    return run_embed(options)
+
+
+def reconstruct(arguments: Sequence[str]) -> int:
+    """Hide most tokens of a scene, rebuild them, and tell how well: rasters, numbers, pictures."""
+    parser = _Parser(prog="spectralgpt reconstruct", description=reconstruct.__doc__)
+    parser.add_argument("scene", metavar="SCENE", help="file or folder, or demo")
+    parser.add_argument("--model", required=True, metavar="RUN", help="a pretraining run, or a model's folder")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the results")
+    parser.add_argument("--mask-ratio", type=float, default=0.9, help="share of hidden tokens (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the masks (%(default)s)")
+    parser.add_argument("--batch-size", type=int, default=16, help="windows at a time (%(default)s)")
+    _add_scene_arguments(parser)
+    options = vars(parser.parse_args(arguments))
+    os.environ.setdefault("GOMP_SPINCOUNT", "30000")  # as in train
+    from spectralgpt.predict.look_commands import run_reconstruct
+
+    return run_reconstruct(options)
 
 
 def info(arguments: Sequence[str]) -> int:
@@ -220,12 +251,27 @@ def app(arguments: Sequence[str]) -> int:
     return 0
 
 
+def _add_scene_arguments(parser: argparse.ArgumentParser) -> None:
+    """How a scene is read for a model, and where it computes."""
+    parser.add_argument("--sensor", help="whose names the model's bands have (found by its bands)")
+    parser.add_argument("--bands", nargs="+", metavar="NAME", help="the model's bands, if it does not know them")
+    parser.add_argument("--band-order", nargs="+", metavar="NAME", help="bands of a file that does not name them")
+    parser.add_argument("--missing", choices=["error", "nearest"], default="error", help="band not there (%(default)s)")
+    parser.add_argument("--normalization", help="percentile, minmax, none or statistics, in place of the model's")
+    parser.add_argument("--scale", type=float, help="(value - offset) * scale are the model's units")
+    parser.add_argument("--offset", type=float, help="likewise")
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="(%(default)s)")
+    parser.add_argument("--overwrite", action="store_true", help="replace what was made by other settings")
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": train,
     "evaluate": evaluate,
     "plan": plan,
     "prepare": prepare,
     "predict": predict,
+    "embed": embed,
+    "reconstruct": reconstruct,
     "info": info,
     "app": app,
 }

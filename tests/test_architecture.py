@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "train": {"ops", "nn", "models", "heads", "data", "viz"},
     "predict": {"ops", "nn", "models", "heads", "data", "viz"},
     "evaluate": {"ops", "nn", "models", "heads", "data", "viz", "train", "predict"},
-    "app": {"ops", "models", "data", "viz"},
+    "app": {"ops", "models", "data", "viz", "predict"},
     "integrations": {"ops", "nn", "models", "heads", "data"},
     "cli": {"ops", "nn", "models", "heads", "data", "viz", "train", "predict", "evaluate", "app"},
 }

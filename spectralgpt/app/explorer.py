@@ -17,7 +17,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -32,6 +31,7 @@ from spectralgpt.models.base import arrange_bands
 from spectralgpt.models.checkpoint import CONFIG_FILE, WEIGHTS_FILE
 from spectralgpt.models.reconstruction import as_image, denormalize
 from spectralgpt.models.registry import from_pretrained
+from spectralgpt.predict.components import Components, as_colours
 
 _QUICKLOOK = 1000  # longest side in pixels
 _KEPT = 4
@@ -242,12 +242,10 @@ def _thinned(scene: Scene) -> tuple[Floats, int]:
 
 def _component_colours(tokens: Tensor, grid: tuple[int, int, int], size: tuple[int, int]) -> NDArray[np.uint8]:
     """Embeddings (L, D), averaged over the spectral groups, as their first three principal components, (H, W, 3)."""
-    places = tokens.unflatten(0, (grid[0], -1)).mean(0)
-    centred = places - places.mean(0)
-    _, _, axes = torch.linalg.svd(centred, full_matrices=False)
-    axes = axes[:3] * axes[:3].gather(1, axes[:3].abs().argmax(1, keepdim=True)).sign()  # signs mean nothing: fixed
-    scores = F.pad(centred @ axes.T, (0, 3 - len(axes)))
-    low, high = scores.amin(0), scores.amax(0)
-    colours = ((scores - low) / (high - low).clamp(min=1e-9) * 255).byte().reshape(grid[1], grid[2], 3)
-    rows, columns = size[0] // grid[1], size[1] // grid[2]
-    return colours.repeat_interleave(rows, 0).repeat_interleave(columns, 1).numpy()
+    places = tokens.unflatten(0, (grid[0], -1)).mean(0).numpy()
+    components = Components()
+    components.add(places)
+    mean, axes = components.axes(3)
+    scores = ((places - mean) @ axes.T).astype(np.float32).reshape(*grid[1:], 3)
+    colours = as_colours(scores, np.ones(grid[1:], bool))
+    return colours.repeat(size[0] // grid[1], 0).repeat(size[1] // grid[2], 1)

@@ -142,10 +142,13 @@ class Rebuilding:
         config, patch_size = self._autoencoder.config, self._autoencoder.config.patch_size
         image, valid, sample_id = (batch[key].to(self._device) for key in ("image", "valid", "sample_id"))
         mask = ops.random_cube_mask(sample_id, valid.shape[1], self._mask_ratio, seed=self._seed)
-        output = self._autoencoder(image, mask, valid=valid)
+        scored = mask.mask & valid
+        has_scored = bool(scored.any())  # the loss wants something to score
+        output = self._autoencoder(image, mask, valid=valid if has_scored else None)
         truth = ops.patchify3d(arrange_bands(image.float(), config), patch_size)
         rebuilt = denormalize(output.prediction.float(), truth) if config.normalize_targets else output.prediction
-        scored = mask.mask & valid
+        if not has_scored:
+            return rebuilt, mask.mask
         candidates = (rebuilt, *baselines(truth, ~mask.mask & valid, config.grid_of(*image.shape[-2:]), patch_size[0]))
         self._errors += torch.stack([(guess - truth)[scored].double().square().sum() for guess in candidates])
         self._count += scored.sum() * truth.shape[2]

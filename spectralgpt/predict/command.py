@@ -24,6 +24,7 @@ from spectralgpt.data.scene import Scene
 from spectralgpt.data.stack import Stack
 from spectralgpt.errors import UserError
 from spectralgpt.heads.base import TaskModel
+from spectralgpt.predict.device import choose_device
 from spectralgpt.predict.inputs import InputOptions, card_of, fingerprint, model_folder, normalize, open_scene
 from spectralgpt.predict.layers import NODATA, Layer, class_layer, label_layer, probability_layer
 from spectralgpt.predict.ranks import Ranks, processes
@@ -84,7 +85,7 @@ def run_predict(arguments: Mapping[str, Any]) -> int:
     options = PredictOptions(**{key: value for key, value in arguments.items() if key not in of_inputs})
     model = load_task_model(options.model)
     with processes() as ranks:
-        device = _device(options.device, ranks)
+        device = choose_device(options.device, ranks.local_rank)
         model = model.to(device)
         jobs = _jobs(options, model)
         failed = 0
@@ -212,14 +213,6 @@ def _window(model: TaskModel) -> int:
     if height != width:
         raise UserError(f"window: expected the side of square windows, the model is made for {height} x {width}")
     return height
-
-
-def _device(name: str, ranks: Ranks) -> torch.device:
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("device: expected a CUDA device, got none; leave it at auto")
-    if name == "cuda" or (name == "auto" and torch.cuda.is_available()):
-        return torch.device("cuda", ranks.local_rank % torch.cuda.device_count())
-    return torch.device("cpu")
 
 
 def _say_what_is_unusual(scenes: Sequence[Scene]) -> None:

@@ -1,0 +1,237 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Embeddings of whole scenes: one vector per patch of pixels as a raster, one per tile as a table, a picture of both.
+
+A raster of embeddings is a scene's map on a grid `p` times as coarse, p being the rows and columns of the model's
+patch. Overlapping windows are blended like maps, so no window shows. Its outermost patches may reach beyond the scene,
+which is mirrored there.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from spectralgpt.data.normalize import Normalization
+from spectralgpt.data.raster import Bools, read_header, read_window
+from spectralgpt.data.raster_write import RasterLayout, blaming_writes, write_cog
+from spectralgpt.data.scene import Scene
+from spectralgpt.errors import UserError
+from spectralgpt.heads.features import feature_maps
+from spectralgpt.models.encoder import Encoder
+from spectralgpt.predict.array import Function
+from spectralgpt.predict.components import Components, as_colours
+from spectralgpt.predict.layers import value_layer
+from spectralgpt.predict.padded import PaddedScene
+from spectralgpt.predict.scene import predict_scene
+from spectralgpt.predict.windows import Floats
+from spectralgpt.predict.work import publish
+from spectralgpt.viz.scene_figure import save_picture
+
+_PART = (128, 512)  # rows and columns of a raster of embeddings that are read at a time
+
+
+def embedding_function(encoder: Encoder, pool: str, layer: int, device: torch.device) -> Function:
+    """Windows (B, C, size, size) to embeddings (B, D, size / p, size / p), on the CPU or `device`."""
+
+    def function(batch: Tensor) -> Tensor:
+        return feature_maps(encoder, batch.to(device), [layer], pool)[0]
+
+    return function
+
+
+def embed_scene(
+    encoder: Encoder,
+    scene: Scene,
+    normalize: Callable[[Scene], Normalization],
+    out: Path,
+    *,
+    pool: str = "mean",
+    layer: int = -1,
+    overlap: float = 0.5,
+    batch_size: int = 16,
+    identity: dict[str, Any] | None = None,
+    overwrite: bool = False,
+    restart: bool = False,
+) -> bool:
+    """Writes the embedding of every patch of a scene as a COG of D bands, NaN where a pixel is missing.
+
+    Interrupted work goes on when called again, as in `predict_scene`.
+
+    Args:
+        encoder: in evaluation mode, on the device that computes.
+        scene: with the encoder's bands in its order.
+        normalize: gives the scene's normalisation.
+        out: the raster.
+        pool: "mean" over the spectral groups, or "concat" them.
+        layer: which block's tokens; -1 are the last one's, normalised.
+        overlap: of the windows, as a share of their side.
+        batch_size: windows at a time.
+        identity: plain values that tell what the encoder is.
+        overwrite: replace a raster made otherwise.
+        restart: give up what an interrupted run has done.
+
+    Returns:
+        False if the raster was there already, made by the same settings.
+
+    Raises:
+        UserError: as `predict_scene`.
+    """
+    height, width = encoder.config.height_width
+    cell = encoder.config.patch_size[1]
+    if height != width or encoder.config.patch_size[2] != cell:
+        raise UserError(f"window: expected a model of square windows and patches, got {height} x {width}")
+    padded: Any = PaddedScene(scene, cell)
+    channels = encoder.config.embed_dim * (len(encoder.config.groups) if pool == "concat" else 1)
+    names = [f"embedding_{number}" for number in range(channels)]
+    return predict_scene(
+        embedding_function(encoder, pool, layer, next(encoder.parameters()).device),
+        [padded],
+        [value_layer(out, scene, names, nodata=math.nan, cell=cell)],
+        lambda _: normalize(scene),
+        size=height,
+        overlap=overlap,
+        batch_size=batch_size,
+        cell=cell,
+        identity={"embedding": [pool, layer], **(identity or {})},
+        overwrite=overwrite,
+        restart=restart,
+    )
+
+
+def write_components(raster: Path, name: str) -> tuple[Path, Path]:
+    """The first three principal components of a raster of embeddings, as a COG and as a PNG in red, green and blue.
+
+    Args:
+        raster: what `embed_scene` wrote.
+        name: of the files beside it, without an ending.
+
+    Returns:
+        Their paths.
+
+    Raises:
+        UserError: too few embeddings, or a disk that refuses.
+    """
+    header = read_header(raster)
+    components = Components()
+    for _, _, vectors, valid in parts(raster):
+        components.add(vectors[:, valid].T)
+    mean, axes = components.axes(3)
+    scores, whole = np.zeros((*header.shape, 3), np.float32), np.zeros(header.shape, bool)
+    for row, column, vectors, valid in parts(raster):
+        place = np.s_[row : row + valid.shape[0], column : column + valid.shape[1]]
+        scores[place] = np.moveaxis(np.tensordot(axes, vectors - mean[:, None, None], 1), 0, -1)
+        whole[place] = valid
+    colours = as_colours(scores, whole)
+    bands = ("component 1", "component 2", "component 3", "alpha")
+    layout = RasterLayout(header.shape, "uint8", bands, header.crs, header.transform)
+    picture = np.concatenate([colours, np.where(whole, 255, 0).astype(np.uint8)[..., None]], 2)
+    files = raster.with_name(f"{name}.tif"), raster.with_name(f"{name}.png")
+    for path in files:
+        temporary = path.with_name(f".{path.name}")
+        with blaming_writes(path):
+            if path.suffix == ".tif":
+                write_cog(temporary, layout, [(0, np.moveaxis(picture, -1, 0))])
+            else:
+                save_picture(temporary, picture)
+            publish(temporary, path)
+    return files
+
+
+def parts(raster: Path) -> Iterator[tuple[int, int, Floats, Bools]]:
+    """A raster of embeddings piece by piece: row, column, vectors (D, n, m), and which of them there are (n, m)."""
+    header = read_header(raster)
+    numbers = range(1, len(header.descriptions) + 1)
+    height, width = header.shape
+    for row in range(0, height, _PART[0]):
+        for column in range(0, width, _PART[1]):
+            size = min(_PART[0], height - row), min(_PART[1], width - column)
+            pixels, valid = read_window(header, list(numbers), row, column, *size)
+            yield row, column, pixels, valid[0]
+
+
+def tile_means(raster: Path, tile: int) -> tuple[Floats, Floats]:
+    """Mean embedding of every tile of so many rows and columns of patches, and the share of patches that there are.
+
+    Tiles lie side by side from the upper left; the last ones of a row and a column may be smaller.
+
+    Returns:
+        (rows, columns, D), NaN where there is none, and (rows, columns).
+
+    Raises:
+        UserError: tiles of nothing.
+    """
+    if tile < 1:
+        raise UserError(f"tile: expected at least one patch, got {tile}")
+    header = read_header(raster)
+    shape = tuple(-(-length // tile) for length in header.shape)
+    sums = np.zeros((*shape, len(header.descriptions)))
+    counts, sizes = np.zeros(shape), np.zeros(shape)
+    for row, column, vectors, valid in parts(raster):
+        rows = (row + np.arange(valid.shape[0])) // tile
+        columns = (column + np.arange(valid.shape[1])) // tile
+        places = np.broadcast_to(rows[:, None], valid.shape), np.broadcast_to(columns, valid.shape)
+        np.add.at(sizes, places, 1)
+        np.add.at(counts, places, valid)
+        chosen = tuple(place[valid] for place in places)
+        np.add.at(sums, chosen, vectors[:, valid].T)
+    with np.errstate(invalid="ignore"):
+        means: Floats = (sums / counts[..., None]).astype(np.float32)
+    shares: Floats = (counts / sizes).astype(np.float32)
+    return means, shares
+
+
+def write_tiles(raster: Path, scene: Scene, cell: int, tile: int, path: Path) -> int:
+    """Mean embeddings of tiles as GeoParquet: `tile`, `row`, `column` (pixels), `valid` share, `embedding`, geometry.
+
+    Geometry is in the scene's coordinate system; of a scene without one, columns and rows of pixels.
+
+    Args:
+        raster: what `embed_scene` wrote of the scene.
+        scene: the scene.
+        cell: rows and columns of pixels of a patch.
+        tile: rows and columns of patches of a tile.
+        path: the file.
+
+    Returns:
+        Number of tiles; those without a valid patch are left out.
+
+    Raises:
+        UserError: the extra `geo` is missing, or the disk refuses.
+    """
+    try:
+        import geopandas  # type: ignore[import-untyped]
+        from shapely import Polygon  # type: ignore[import-untyped]
+    except ImportError as error:
+        raise UserError("tiles: expected geopandas and pyarrow, found none; pip install 'spectralgpt[geo]'") from error
+    means, shares = tile_means(raster, tile)
+    places = np.argwhere(shares > 0)
+    pixels = places * (tile * cell)
+    table = {
+        "tile": [f"{row}-{column}" for row, column in places],
+        "row": pixels[:, 0],
+        "column": pixels[:, 1],
+        "valid": shares[tuple(places.T)],
+        "embedding": [vector.tolist() for vector in means[tuple(places.T)]],
+    }
+    geometry = [Polygon(_corners(scene, row, column, tile * cell)) for row, column in pixels.tolist()]
+    frame = geopandas.GeoDataFrame(table, geometry=geometry, crs=None if scene.crs is None else scene.crs.to_wkt())
+    temporary = path.with_name(f".{path.name}")
+    with blaming_writes(path):
+        frame.to_parquet(temporary, index=False)
+        publish(temporary, path)
+    return len(frame)
+
+
+def _corners(scene: Scene, row: int, column: int, size: int) -> Sequence[tuple[float, float]]:
+    bottom, right = min(row + size, scene.shape[0]), min(column + size, scene.shape[1])
+    corners = ((column, row), (right, row), (right, bottom), (column, bottom))
+    if scene.transform is None:
+        return corners
+    a, b, c, d, e, f = tuple(scene.transform)[:6]
+    return [(a * x + b * y + c, d * x + e * y + f) for x, y in corners]
