@@ -251,6 +251,18 @@ def app(arguments: Sequence[str]) -> int:
     return 0
 
 
+def report(arguments: Sequence[str]) -> int:
+    """Write a run as one HTML page: recipe, curves, scores, pictures, evaluations and maps."""
+    parser = _Parser(prog="spectralgpt report", description=report.__doc__)
+    parser.add_argument("run", type=Path, metavar="RUN", help="folder of the run; the page is RUN/report.html")
+    parser.add_argument("--map", dest="maps", type=Path, action="append", default=[], help="also this map; repeatable")
+    options = parser.parse_args(arguments)
+    from spectralgpt.train.report import write_report
+
+    print(write_report(options.run, options.maps))
+    return 0
+
+
 def _add_scene_arguments(parser: argparse.ArgumentParser) -> None:
     """How a scene is read for a model, and where it computes."""
     parser.add_argument("--sensor", help="whose names the model's bands have (found by its bands)")
@@ -272,6 +284,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "predict": predict,
     "embed": embed,
     "reconstruct": reconstruct,
+    "report": report,
     "info": info,
     "app": app,
 }

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import xxhash
+from numpy.typing import NDArray
 
 from spectralgpt.data.raster import Pixels, reason  # first: it sets up GDAL
 from spectralgpt.errors import UserError
@@ -98,6 +99,32 @@ def read_tags(path: Path) -> dict[str, str]:
             return dict(file.tags())
     except RasterioError:
         return {}
+
+
+def read_class_map(path: Path, longest: int) -> tuple[NDArray[np.uint8], dict[int, tuple[str, str]]]:
+    """A map of classes written here, thinned to so many rows and columns at most.
+
+    Returns:
+        The class of each pixel `(H, W)`, and the name and "#rrggbb" of each class by its number.
+
+    Raises:
+        UserError: no such map.
+    """
+    tags = read_tags(path)
+    names = {int(key[6:]): text for key, text in tags.items() if key[:6] == "CLASS_" and key[6:].isdecimal()}
+    if not names:
+        raise UserError(f"{path}: expected a map of classes made by spectralgpt predict, got none")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)
+            with rasterio.open(path, driver="GTiff", sharing=False) as file:
+                share = min(1.0, longest / max(file.shape))
+                size = tuple(max(1, round(length * share)) for length in file.shape)
+                values, table = file.read(1, out_shape=size), file.colormap(1)
+    except (RasterioError, ValueError) as error:
+        raise UserError(f"{path}: expected a map with a colour table, got: {reason(error)}") from error
+    colours = {value: "#" + bytes(colour[:3]).hex() for value, colour in table.items()}
+    return values, {value: (name, colours.get(value, "#000000")) for value, name in names.items()}
 
 
 @contextmanager

@@ -26,6 +26,7 @@ from spectralgpt.train.device import device_type
 from spectralgpt.train.folder import RunFolder
 from spectralgpt.train.interrupt import Interrupted
 from spectralgpt.train.loop import train
+from spectralgpt.train.report import write_report
 from spectralgpt.train.resume import check_recipe, fitting
 from spectralgpt.train.run import Run, prepare
 
@@ -106,6 +107,8 @@ def _train(run: Run, folder: RunFolder, checkpoints: Checkpoints) -> int:
             f"{error.filename or folder.path}: {error.strerror}; make room, then --resume {folder.path}"
         ) from error
     print(f"model       {folder.model}   spectralgpt.from_pretrained({str(folder.model)!r})")
+    if distributed.rank() == 0:
+        print(f"report      {write_report(folder.path)}")
     print(f"figures     {folder.figures}")
     print(f"metrics     {folder.metrics}")
     print(f"curves      tensorboard --logdir {folder.tensorboard}")
