@@ -9,8 +9,9 @@
 - modern: what PyTorch offers a good user (fused attention and q/k/v, compiled, fused AdamW), at our batch and dtype.
 - ours: at `--batch`.
 
-All start from the same weights and must give the same loss before a clock runs. On the CPU they are timed in turn,
-round by round, so that whatever else the machine does meets all; on CUDA one after another, each alone in memory.
+All start from the same weights and must give the same loss before a clock runs. On the CPU each has a process of its
+own, as a user would run it (ours with memory kept from step to step, as `spectralgpt train` does), and they are timed
+in turn, round by round, so that whatever else the machine does meets all; on CUDA one after another, alone in memory.
 The minimum is the number to compare, the median says how quiet it was. The rate of a large matrix product is
 measured in every round, and the share of it that a step's FLOPs reach is told.
 """
@@ -18,80 +19,27 @@ measured in every round, and the share of it that a step's FLOPs reach is told.
 from __future__ import annotations
 
 import argparse
-import gc
 import json
+import os
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from contestants import MASK_RATIO, Alone, Apart, Step, build, ours, random_image, release, seconds
 from rivals import ModernAutoencoder, PlainAutoencoder
-from torch import Tensor, nn
 
 import spectralgpt
 from spectralgpt import ops
 from spectralgpt.models import SIZES
 from spectralgpt.models.config import ModelConfig, make_config
-from spectralgpt.nn import Block
 from spectralgpt.nn.attention import describe
 from spectralgpt.train.flops import forward_flops, gemm_rate
 from spectralgpt.train.memory import RECOMPUTE, Training
 from spectralgpt.train.planner import DEVICES, make_plan, parse_bytes
 
-MASK_RATIO = 0.9
-ADAMW = {"lr": 1e-4, "betas": (0.9, 0.95), "weight_decay": 0.05}
-Step = Callable[[], Tensor]
 LOW = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
-
-
-def stepping(model: nn.Module, loss_of: Step, device: str, dtype: torch.dtype, *, fused: bool) -> Step:
-    """One training step over a loss."""
-    optimizer = torch.optim.AdamW(model.parameters(), **ADAMW, fused=fused)
-    scaler = torch.amp.GradScaler(device, enabled=dtype == torch.float16)
-
-    def run() -> Tensor:
-        with torch.autocast(device, dtype, enabled=dtype != torch.float32):
-            loss = loss_of()
-        scaler.scale(loss).backward()
-        scaler.step(optimizer)
-        scaler.update()
-        optimizer.zero_grad(set_to_none=True)
-        return loss.detach()
-
-    return run
-
-
-def rival(kind: type[PlainAutoencoder], config: ModelConfig, args: argparse.Namespace, batch: int) -> Step:
-    """A step of a rival; the modern one is compiled and runs in our dtype."""
-    modern = kind is ModernAutoencoder
-    model = kind(config).to(args.device)
-    image = random_image(config, batch, args.device)
-    dtype = torch.float16 if args.device == "cuda" and not modern else getattr(torch, args.dtype)
-    forward = torch.compile(model) if modern and not args.no_compile else model
-    return stepping(model, lambda: forward(image, MASK_RATIO), args.device, dtype, fused=modern)
-
-
-def ours(config: ModelConfig, args: argparse.Namespace, batch: int, recompute: str = "none") -> Step:
-    """A step of this library; compiled on CUDA, where that pays."""
-    model = spectralgpt.create_autoencoder(**config.to_dict()).to(args.device)
-    for block in model.modules():
-        if isinstance(block, Block):
-            block.recompute = recompute
-    image, ids = random_image(config, batch, args.device), torch.arange(batch, device=args.device)
-    if args.device == "cuda" and not args.no_compile:
-        model.compile()
-
-    def loss() -> Tensor:
-        return model(image, ops.random_cube_mask(ids, config.num_tokens, MASK_RATIO, seed=0)).loss
-
-    return stepping(model, loss, args.device, getattr(torch, args.dtype), fused=True)
-
-
-def random_image(config: ModelConfig, batch: int, device: str) -> Tensor:
-    """Values do not matter for speed, but zeros would make a GPU run faster than it will."""
-    return torch.rand(batch, config.bands, *config.height_width, device=device)
 
 
 def loss_difference(config: ModelConfig) -> float:
@@ -107,15 +55,6 @@ def loss_difference(config: ModelConfig) -> float:
             other.load_state_dict(spectralgpt.reference_state_dict(model))
             differences.append(abs(other(image, MASK_RATIO, noise) - loss).item())
     return max(differences)
-
-
-def seconds(run: Step, device: str) -> float:
-    """Wall-clock seconds of one call, the device's queue emptied."""
-    start = time.perf_counter()
-    run().item()  # the loss is ready before the update; reading it and waiting cover both
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
 
 
 def samples_per_second(make: Callable[[int], Step], batch: int, device: str) -> float:
@@ -144,35 +83,29 @@ def largest(make: Callable[[int], Step], device: str) -> int:
     return low
 
 
-def release(device: str) -> None:
-    """Memory of what is not referenced any more goes back."""
-    gc.collect()
-    if device == "cuda":
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-
-
-def timed(steps: dict[str, Callable[[], Step]], args: argparse.Namespace) -> tuple[dict[str, dict[str, float]], float]:
+def timed(
+    config: ModelConfig, args: argparse.Namespace, batches: dict[str, int]
+) -> tuple[dict[str, dict[str, float]], float]:
     """Seconds (minimum, median) and peak memory of each, and the best rate of a matrix product in between."""
     rates: list[float] = []
-    times: dict[str, list[float]] = {name: [] for name in steps}
+    times: dict[str, list[float]] = {name: [] for name in batches}
     peaks: dict[str, int] = {}
+    cuda = args.device == "cuda"
 
-    def time_together(group: dict[str, Callable[[], Step]]) -> None:
-        running = {name: make() for name, make in group.items()}
+    def time_together(names: list[str]) -> None:
+        running = {name: (Alone if cuda else Apart)(name, config, args, batches[name]) for name in names}
         for _ in range(2):  # compiles and warms up
             for step in running.values():
-                seconds(step, args.device)
+                step.seconds()
         for _ in range(args.rounds):
             rates.append(gemm_rate.__wrapped__(args.device, getattr(torch, args.dtype)))
             for name, step in running.items():
-                times[name].append(seconds(step, args.device))
+                times[name].append(step.seconds())
+        if cuda:
+            peaks[names[0]] = torch.cuda.max_memory_allocated()
 
-    for group in [{name: make} for name, make in steps.items()] if args.device == "cuda" else [steps]:
-        release(args.device)
+    for group in [[name] for name in batches] if cuda else [list(batches)]:
         time_together(group)
-        if args.device == "cuda":
-            peaks |= dict.fromkeys(group, torch.cuda.max_memory_allocated())
     found: dict[str, dict[str, float]] = {}
     for name, values in times.items():
         found[name] = {"min_s": min(values), "median_s": statistics.median(values)}
@@ -188,7 +121,7 @@ def best_batch(config: ModelConfig, args: argparse.Namespace) -> int:
         return batches[0]
     return max(
         batches,
-        key=lambda batch: samples_per_second(lambda n: rival(PlainAutoencoder, config, args, n), batch, args.device),
+        key=lambda batch: samples_per_second(lambda n: build("published", config, args, n), batch, args.device),
     )
 
 
@@ -202,15 +135,10 @@ def compare(config: ModelConfig, args: argparse.Namespace) -> dict[str, object]:
         "modern": args.batch,
         "ours": args.batch,
     }
-    steps: dict[str, Callable[[], Step]] = {
-        "published": lambda: rival(PlainAutoencoder, config, args, args.published_batch),
-        "published, best batch": lambda: rival(PlainAutoencoder, config, args, best),
-        "modern": lambda: rival(ModernAutoencoder, config, args, args.batch),
-        "ours": lambda: ours(config, args, args.batch),
-    }
+    timing = dict(batches)
     if best == args.published_batch:
-        del steps["published, best batch"]
-    found, rate = timed(steps, args)
+        del timing["published, best batch"]
+    found, rate = timed(config, args, timing)
     found.setdefault("published, best batch", dict(found["published"]))
     for name, numbers in found.items():
         numbers["batch"] = batches[name]
@@ -273,6 +201,7 @@ def show(result: dict[str, object]) -> None:
 def main() -> int:
     """Prints the table; exit code 1 where the losses differ."""
     args = parse()
+    os.environ.setdefault("GOMP_SPINCOUNT", "30000")  # or the idle threads of those who wait take the cores
     torch.set_num_threads(args.threads)
     config = make_config(args.model, image_size=args.image_size)
     difference = loss_difference(config)

@@ -7,6 +7,7 @@ whole tensors on the first process, so a model that no single device holds is ne
 
 from __future__ import annotations
 
+import ctypes
 import os
 
 import torch
@@ -21,6 +22,8 @@ from spectralgpt.train import distributed
 from spectralgpt.train.config import RunConfig
 from spectralgpt.train.optim import adamw
 from spectralgpt.train.stages import Snapshot
+
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4  # of mallopt(3)
 
 
 def device_type(config: RunConfig) -> str:
@@ -39,8 +42,26 @@ def set_up_torch(config: RunConfig) -> torch.device:
     if config.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
-    cuda = device_type(config) == "cuda"
-    return torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
+    if device_type(config) == "cuda":
+        return torch.device("cuda", torch.cuda.current_device())
+    keep_freed_memory()
+    return torch.device("cpu")
+
+
+def keep_freed_memory() -> bool:
+    """Lets the C library keep what a step frees for the next step, as PyTorch does with a GPU's memory.
+
+    By default glibc gives every large tensor back to the kernel when it is freed and asks for new, zeroed pages at the
+    next one: half a million page faults in a step of Base at batch 16.
+
+    Returns:
+        Whether the C library could be told; others than glibc cannot.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        return False
+    options = {_MMAP_MAX: 0, _TRIM_THRESHOLD: -1, _TOP_PAD: 2**26}
+    return all([mallopt(option, value) for option, value in options.items()])
 
 
 def matrix_dtype(config: RunConfig, device: torch.device) -> torch.dtype:
