@@ -22,7 +22,6 @@ from spectralgpt.evaluate.inputs import (
     check_classes,
     data_config,
     load_task_model,
-    model_folder,
     normalizer_of,
     open_split,
 )
@@ -32,6 +31,7 @@ from spectralgpt.evaluate.report import PAGE, RESULTS, Evaluation, worst_of, wri
 from spectralgpt.heads import TaskModel
 from spectralgpt.models.base import SpectralModel
 from spectralgpt.models.encoder import Encoder
+from spectralgpt.predict.inputs import model_folder
 
 
 def run_evaluation(arguments: Mapping[str, Any], data: Mapping[str, str]) -> int:
@@ -59,7 +59,7 @@ def run_evaluation(arguments: Mapping[str, Any], data: Mapping[str, str]) -> int
     map_at = None
     if isinstance(model, TaskModel) and not options.probe:
         check_classes(model, dataset)
-        run = Run(model, dataset, normalizer, options.batch_size, options.overlap, config.num_workers)
+        run = Run(model, dataset, normalizer, config, options.batch_size, options.overlap)
         found = outcomes(run)
         map_at = run.map_at if model.head_config.dense else None
     else:
@@ -88,17 +88,16 @@ def encoder_of(model: SpectralModel) -> Encoder:
 def _probed(
     model: SpectralModel, dataset: PatchDataset, normalizer: Normalizer, options: EvaluateOptions, config: DataConfig
 ) -> Outcomes:
-    if options.split == config.train_split:
-        raise UserError(
-            f"split: expected another than {options.split}, which the probe learns from; set --split or "
-            "--data.train_split"
-        )
     encoder = encoder_of(model)
     train = open_split(config, config.train_split, dataset.bands)
-    features = [
-        image_features(encoder, part, normalizer, options.batch_size, config.num_workers) for part in (train, dataset)
-    ]
     names = tuple(dataset.name(index) for index in range(len(dataset)))
+    seen = {train.name(index) for index in range(len(train))} & set(names)
+    if seen:
+        raise UserError(
+            f"split: expected images that the probe does not learn from, got {len(seen)} of data.train_split "
+            f"{config.train_split} in {options.split}; choose other splits"
+        )
+    features = [image_features(encoder, part, normalizer, config, options.batch_size) for part in (train, dataset)]
     assert options.probe is not None
     return probe(options.probe, features[0], features[1], dataset.classes, names, options.neighbours)
 

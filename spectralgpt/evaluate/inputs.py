@@ -11,6 +11,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -25,7 +26,6 @@ from spectralgpt.data.source import SHARDS
 from spectralgpt.errors import UserError
 from spectralgpt.heads import TaskModel
 from spectralgpt.models.base import SpectralModel
-from spectralgpt.models.checkpoint import CONFIG_FILE
 from spectralgpt.train import recipe
 
 _UNNAMED = {"unchanged", "changed"}
@@ -80,19 +80,6 @@ class EvaluateOptions:
         return torch.device("cuda" if self.device != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-def model_folder(path: str | Path) -> Path:
-    """The folder of a model, given itself or the run that made it.
-
-    Raises:
-        UserError: neither.
-    """
-    path = Path(path).expanduser()
-    for folder in (path, path / "model"):
-        if (folder / CONFIG_FILE).is_file():
-            return folder
-    raise UserError(f"{path}: expected a run or a model's folder, with {CONFIG_FILE} in it or in model/, got none")
-
-
 def data_config(model: Path, options: Mapping[str, str]) -> DataConfig:
     """The `data` section of the run that made a model, if it lies in one, under the options of the command line.
 
@@ -119,11 +106,13 @@ def data_config(model: Path, options: Mapping[str, str]) -> DataConfig:
     return config
 
 
-def _stored_data(path: Path) -> dict[str, object]:
-    """The data of a run's last stage."""
+def _stored_data(path: Path) -> dict[str, Any]:
+    """The data of a run's last stage, but whole images where training cut them into windows."""
     tree = recipe.read(path)
     stages = tree.get("stages") or [{}]
-    data: dict[str, object] = {**(tree.get("data") or {}), **(stages[-1].get("data") or {})}
+    data: dict[str, Any] = {**(tree.get("data") or {}), **(stages[-1].get("data") or {})}
+    cuts = ("window=", "stride=")
+    data["options"] = [text for text in data.get("options") or [] if not str(text).startswith(cuts)]
     return data
 
 

@@ -22,8 +22,11 @@ from spectralgpt.data.datasets.base import PatchDataset
 from spectralgpt.data.loader import EpochSampler, loader
 from spectralgpt.data.normalize import Normalizer
 from spectralgpt.data.record import Record
+from spectralgpt.data.scene_set import DataConfig
+from spectralgpt.data.views import ViewConfig
 from spectralgpt.errors import UserError
 from spectralgpt.heads import TaskModel
+from spectralgpt.models.config import ModelConfig
 from spectralgpt.predict.array import predict_array
 from spectralgpt.train.scores import Scores
 
@@ -58,17 +61,17 @@ class Run:
         model: in evaluation mode, on its device.
         dataset: the split, with the model's bands.
         normalizer: the rule for pixels.
+        config: how labelled images are seen and read.
         batch_size: images, or windows, at a time.
         overlap: of windows, as `predict_array` takes it.
-        num_workers: processes that read labelled images ahead.
     """
 
     model: TaskModel
     dataset: PatchDataset
     normalizer: Normalizer
+    config: DataConfig
     batch_size: int = 16
     overlap: float = 0.5
-    num_workers: int = 0
 
     @property
     def device(self) -> torch.device:
@@ -105,26 +108,23 @@ def outcomes(run: Run) -> Outcomes:
 Step = tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
 
 
-def views_of(model_size: int, patch_size: tuple[int, int, int], dataset: PatchDataset, normalizer: Normalizer) -> Views:
-    """The images of a split as a classifier's validation sees them."""
-    from spectralgpt.data.views import ViewConfig
-
-    return Views(dataset, normalizer, ViewConfig(size=model_size).evaluation(), patch_size)
-
-
-def label_batches(views: Views, batch_size: int, num_workers: int) -> Iterator[Batch]:
-    """All images in order, the last incomplete batch included."""
-    count = len(views)
-    yield from loader(views, EpochSampler(count, 0, shuffle=False), batch_size, num_workers=num_workers, stop=count)
+def label_batches(
+    encoder: ModelConfig, dataset: PatchDataset, normalizer: Normalizer, config: DataConfig, batch_size: int
+) -> Iterator[Batch]:
+    """All images of a split in order as validation sees them, the last incomplete batch included."""
+    views = ViewConfig(square_side(encoder)).evaluation("middle" if config.crop == "window" else "center")
+    source, count = Views(dataset, normalizer, views, encoder.patch_size), len(dataset)
+    order = EpochSampler(count, 0, shuffle=False)
+    yield from loader(source, order, batch_size, num_workers=config.num_workers, stop=count)
 
 
-def square_side(model: TaskModel) -> int:
+def square_side(config: ModelConfig) -> int:
     """Rows and columns that a model is made for.
 
     Raises:
         UserError: they differ.
     """
-    height, width = model.config.height_width
+    height, width = config.height_width
     if height != width:
         raise UserError(f"model: expected one for square images, got {height} x {width}")
     return height
@@ -132,8 +132,7 @@ def square_side(model: TaskModel) -> int:
 
 def _labels(run: Run, scores: Scores) -> Iterator[Step]:
     model, device, start = run.model, run.device, 0
-    views = views_of(square_side(model), model.config.patch_size, run.dataset, run.normalizer)
-    for batch in label_batches(views, run.batch_size, run.num_workers):
+    for batch in label_batches(model.config, run.dataset, run.normalizer, run.config, run.batch_size):
         sample = batch.to(device).images()
         with torch.inference_mode():
             output = model(sample["image"]).float().cpu()
@@ -180,5 +179,5 @@ def map_of(run: Run, record: Record) -> tuple[Tensor, Tensor]:
     expected = 2 if run.model.task == "change" else 1
     if len(dates) != expected:
         raise UserError(f"{record.name}: expected {expected} date(s) for {run.model.task}, got {len(dates)}")
-    size, predict = square_side(run.model), run.model.probabilities
+    size, predict = square_side(run.model.config), run.model.probabilities
     return predict_array(predict, *dates, size=size, overlap=run.overlap, batch_size=run.batch_size), target

@@ -17,8 +17,9 @@ from tqdm import tqdm
 
 from spectralgpt.data.datasets.base import PatchDataset
 from spectralgpt.data.normalize import Normalizer
+from spectralgpt.data.scene_set import DataConfig
 from spectralgpt.errors import UserError
-from spectralgpt.evaluate.outcomes import Outcomes, label_batches, views_of
+from spectralgpt.evaluate.outcomes import Outcomes, label_batches
 from spectralgpt.heads.features import pooled_features
 from spectralgpt.models.encoder import Encoder
 from spectralgpt.train.scores import Scores
@@ -28,7 +29,7 @@ _BLOCK = 4096
 
 
 def image_features(
-    encoder: Encoder, dataset: PatchDataset, normalizer: Normalizer, batch_size: int, num_workers: int = 0
+    encoder: Encoder, dataset: PatchDataset, normalizer: Normalizer, config: DataConfig, batch_size: int
 ) -> tuple[Tensor, Tensor]:
     """Features (N, S * D) float64 of a split, and its labels, (N,) or (N, classes) int64.
 
@@ -40,10 +41,9 @@ def image_features(
             f"{dataset.root}: expected labels of images for a probe, got {dataset.task}; fine-tune a head on maps"
         )
     device = next(encoder.parameters()).device
-    views = views_of(encoder.config.height_width[0], encoder.config.patch_size, dataset, normalizer)
     features, labels = [], []
     with tqdm(total=len(dataset), desc=f"features of {dataset.split}", unit="image", disable=None) as bar:
-        for batch in label_batches(views, batch_size, num_workers):
+        for batch in label_batches(encoder.config, dataset, normalizer, config, batch_size):
             sample = batch.to(device).images()
             with torch.inference_mode():
                 features.append(pooled_features(encoder, sample["image"], "concat").double().cpu())

@@ -77,7 +77,10 @@ def write_report(folder: Path, evaluation: Evaluation, map_at: Callable[[int], N
             blocks += [Heading("Confusion"), Picture(picture, caption)]
         if evaluation.worst:
             _draw_worst(folder / WORST, evaluation, map_at)
-            table = Table(["image", "error", "what"], [list(row.values()) for row in results["worst"]], _ERROR)
+            rows = [
+                [f"{rank}. {row['image']}", *list(row.values())[1:]] for rank, row in enumerate(results["worst"], 1)
+            ]
+            table = Table(["image", "error", "what"], rows, _ERROR)
             blocks += [Heading("Worst images"), Picture((folder / WORST).read_bytes(), "Worst first."), table]
         text = json.dumps(results, indent=1, allow_nan=False) + "\n"
         temporary = folder / f".{RESULTS}"
@@ -163,11 +166,10 @@ def _what(evaluation: Evaluation, place: int) -> str:
 
 def _draw_worst(path: Path, evaluation: Evaluation, map_at: Callable[[int], NDArray[Any]] | None) -> None:
     dataset, pictures = evaluation.dataset, []
-    for place in evaluation.worst:
+    for rank, place in enumerate(evaluation.worst, start=1):
         sample = dataset[place]
         shown = picture_of(dataset, sample, _THUMBNAIL)
-        name = f"{evaluation.found.names[place]}: {_what(evaluation, place)}"
-        pictures.append(replace(shown, caption=name))
+        pictures.append(replace(shown, caption=f"{rank}. {_what(evaluation, place)}"))
         if map_at is not None:
             step = max(1, max(sample["image"].shape[-2:]) // _THUMBNAIL)
             pictures.append(replace(shown, caption="the model's map", mask=map_at(place)[::step, ::step]))

@@ -23,8 +23,8 @@ def confusion_figure(matrix: NDArray[np.int64], classes: Sequence[str], unit: st
     """
     count, totals = len(classes), matrix.sum(axis=1, keepdims=True)
     shares = matrix / np.maximum(totals, 1)
-    side = min(3.6 + 0.42 * count, 16)
-    figure = Figure(figsize=(side + 1.2, side), dpi=110, layout="constrained")
+    side, text = min(1.2 + 0.42 * count, 13), 0.08 * min(max(map(len, classes)) + 8, _LONGEST + 8)  # inches
+    figure = Figure(figsize=(side + text + 2.2, side + text + 0.6), dpi=110, layout="constrained")
     axes = figure.add_subplot()
     picture = axes.imshow(np.where(totals > 0, shares, np.nan), cmap="Blues", vmin=0, vmax=1)
     names = [name if len(name) <= _LONGEST else name[: _LONGEST - 1] + "\u2026" for name in classes]

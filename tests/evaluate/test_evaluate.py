@@ -195,3 +195,15 @@ def test_the_data_of_the_run_that_made_the_model(tmp_path, archive):
     assert {path.name for path in (run / "evaluation" / "test").iterdir()} == {
         "results.json", "report.html", "confusion.png",
     }  # fmt: skip
+
+
+def test_a_run_trained_on_windows_is_evaluated_on_whole_images(tmp_path):
+    run = tmp_path / "run"
+    model = spectralgpt.create_change_detector(
+        "tiny", classes=("no change", "change"), bands=SENTINEL2.select(BANDS), **TINY
+    )
+    saved(model, run / "model", "minmax")
+    (run / "config.yaml").write_text(
+        f"data: {{root: {oscd(tmp_path / 'oscd')}, dataset: oscd, options: [window=16, stride=8, partial=true]}}\n"
+    )
+    assert evaluate("--model", str(run), "--out", str(tmp_path / "out"))["scores"]["count"] == 2 * 40 * 50

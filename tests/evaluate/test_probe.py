@@ -98,4 +98,4 @@ def test_the_split_that_is_learnt_from_is_not_scored(archive, tmp_path, capsys):
     options = ["--data.dataset", "folder", "--data.root", str(archive), "--data.options", "[table=single.csv]"]
     arguments = ["evaluate", "--model", str(tmp_path / "model"), *options, "--probe", "knn", "--split", "train"]
     assert cli.main(arguments) == 2
-    assert "split: expected another than train" in capsys.readouterr().err
+    assert "got 10 of data.train_split train in train" in capsys.readouterr().err

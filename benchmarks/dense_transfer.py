@@ -1,0 +1,292 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Change detection and land cover, trained end to end on a handful of real scenes, beside simple rivals.
+
+    python benchmarks/dense_transfer.py --weights RUN --oscd FOLDER --land FOLDER --out results.json
+
+- OSCD (`--oscd`, cities in the archive's layout): every city is the test of a model trained on the others.
+  Rivals: change vector analysis (length of the difference of bands, each standardised in its own image) and logistic
+  regression on single pixels (both dates and their absolute difference). Every method's threshold is the one with the
+  best F1 on the training cities; the model's own decision (the likelier class) is given too.
+- Land cover (`--land`, `S2L1C/*.tif` of 13 bands with `LULC/*.tif`): the eastern third of each image is the test,
+  behind a strip that nobody sees. Rival: logistic regression on single pixels.
+
+All see the same pixels, `pretrained` from the weights given and `random` the same encoder with fresh ones. Training and
+scoring are the commands `spectralgpt train` and `spectralgpt evaluate`; what is finished in `--runs` is not repeated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from numpy.typing import NDArray
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import f1_score, jaccard_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from spectralgpt.data.bands import SENTINEL2_12
+from spectralgpt.data.datasets import open_dataset
+from spectralgpt.data.datasets.base import PatchDataset
+from spectralgpt.data.raster import write_geotiff
+from spectralgpt.data.record import IGNORE
+from spectralgpt.data.scene_set import DataConfig
+from spectralgpt.evaluate.inputs import load_task_model, normalizer_of
+from spectralgpt.evaluate.outcomes import Run, map_of
+from spectralgpt.models.checkpoint import read_pretrained
+
+_CLI = [sys.executable, "-m", "spectralgpt.cli"]
+_L1C = "B01 B02 B03 B04 B05 B06 B07 B08 B8A B09 B10 B11 B12".split()
+_PIXELS = 40_000  # of a class at most, for logistic regression
+Floats = NDArray[np.float64]
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--weights", type=Path, required=True, help="a pretraining's run")
+    parser.add_argument("--oscd", type=Path, help="folder of OSCD, whole or in part")
+    parser.add_argument("--land", type=Path, help="folder with S2L1C and LULC")
+    parser.add_argument("--runs", type=Path, default=Path("runs/dense"), help="trainings are kept here")
+    parser.add_argument("--steps", type=int, default=600, help="of a training (%(default)s)")
+    parser.add_argument("--window", type=int, default=48, help="pixels of a training window (%(default)s)")
+    parser.add_argument("--arms", nargs="+", default=["pretrained", "random"], choices=["pretrained", "random"])
+    parser.add_argument("--out", type=Path, help="JSON; a Markdown table goes beside it")
+    return parser.parse_args()
+
+
+def trained(name: str, task: str, arm: str, data: dict[str, Any], finetune: dict[str, Any], args: Any) -> Path:  # noqa: ANN401
+    """The run of a finished training."""
+    start = read_pretrained(args.weights / "model")
+    model: dict[str, Any] = {"drop_path": 0.1}
+    model |= {"weights": str(args.weights)} if arm == "pretrained" else {"name": start.config.name}
+    stage = {"image_size": args.window, "steps": args.steps, "batch_size": 16, "lr": 5e-4, "warmup_steps": 50}
+    tree = {
+        "task": task,
+        "name": f"{name}-{arm}",
+        "output": str(args.runs),
+        "threads": 1,
+        "model": model if arm == "pretrained" else {**model, "position_init": "sincos"},
+        "data": {**data, "crop_area": [1.0, 1.0]},
+        "finetune": finetune,
+        "optim": {"clip_norm": 1.0, "layer_decay": 0.85},
+        "stages": [stage],
+        "validate_every": 0,
+        "checkpoint_every": 0,
+    }
+    if arm == "random":
+        tree["data"]["normalization"] = str(_statistics(start.normalization, args.runs))
+    run, file = args.runs / tree["name"], args.runs / f"{tree['name']}.yaml"
+    if not (run / "model" / "config.json").exists():
+        args.runs.mkdir(parents=True, exist_ok=True)
+        file.write_text(yaml.safe_dump(tree))
+        subprocess.run([*_CLI, "train", "--config", str(file)], check=True)
+    elif yaml.safe_load(file.read_text()) != tree:
+        raise SystemExit(f"{run}: made by another recipe; choose other --runs")
+    return run
+
+
+def _statistics(normalization: dict[str, Any] | None, folder: Path) -> Path:
+    """The pretraining's fixed normalisation as a statistics file, so that both arms see the same numbers."""
+    if normalization is None or normalization["method"] != "fixed":
+        raise SystemExit("--weights: expected a pretraining with fixed statistics (data.normalization: FILE)")
+    path = folder / "normalization.json"
+    record = {
+        "format": "spectralgpt-statistics",
+        "version": 1,
+        "band_names": list(normalization["band_names"]),
+        "mean": list(normalization["offset"]),
+        "std": [1 / value for value in normalization["scale"]],
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(record))
+    return path
+
+
+def scores(run: Path, split: str) -> dict[str, Any]:
+    """What `spectralgpt evaluate` says of a run."""
+    out = run / "evaluation" / split
+    command = [*_CLI, "evaluate", "--model", str(run), "--split", split, "--bootstrap", "0", "--out", str(out)]
+    subprocess.run(command, check=True)
+    found: dict[str, Any] = json.loads((out / "results.json").read_text())["scores"]
+    return found
+
+
+def best_threshold(values: Floats, changed: NDArray[np.bool_]) -> float:
+    """The threshold (value >= it: changed) of the best F1."""
+    order = np.argsort(-values)
+    hits = np.cumsum(changed[order])
+    f1 = 2 * hits / (np.arange(1, len(order) + 1) + changed.sum())
+    return float(values[order[f1.argmax()]])
+
+
+def by_threshold(values: dict[str, Floats], changed: dict[str, NDArray[np.bool_]], test: str) -> float:
+    """F1 on a city by the threshold that is best on the others."""
+    train = [name for name in values if name != test]
+    threshold = best_threshold(np.concatenate([values[n] for n in train]), np.concatenate([changed[n] for n in train]))
+    return float(f1_score(changed[test], values[test] >= threshold))
+
+
+def change_fold(test: str, cities: PatchDataset, args: argparse.Namespace) -> dict[str, Any]:
+    """F1 on one city of everything learnt from the others."""
+    records = {cities.name(index): cities.read(index) for index in range(len(cities))}
+    names = list(records)
+    changed = {name: records[name].mask.ravel() == 1 for name in names}
+    dates = {}
+    for name, record in records.items():
+        pixels = record.pixels.astype(np.float64)
+        pixels = (pixels - pixels.mean((2, 3), keepdims=True)) / pixels.std((2, 3), keepdims=True)
+        dates[name] = pixels.reshape(2, pixels.shape[1], -1)
+    lengths = {name: np.sqrt(((after - before) ** 2).sum(0)) for name, (before, after) in dates.items()}
+    pixels = {name: np.concatenate([b, a, np.abs(a - b)]).T for name, (b, a) in dates.items()}
+    train = [name for name in names if name != test]
+    x, y = np.concatenate([pixels[name] for name in train]), np.concatenate([changed[name] for name in train])
+    regression = LogisticRegression(class_weight="balanced", max_iter=300).fit(x, y)
+    decisions = {name: regression.decision_function(pixels[name]) for name in names}
+    found: dict[str, Any] = {
+        "changed share": float(changed[test].mean()),
+        "change vector analysis": by_threshold(lengths, changed, test),
+        "logistic regression": by_threshold(decisions, changed, test),
+    }
+    split = f"{{train: [{', '.join(train)}], test: [{test}]}}"
+    cut = [f"window={args.window}", f"stride={args.window // 2}"]
+    data = {"dataset": "oscd", "root": str(args.oscd), "options": [*cut, f"cities={split}"], "val_split": "train"}
+    for arm in args.arms:
+        run = trained(f"oscd-{test}", "change", arm, data, {"train": "all", "class_weights": [1.0, 10.0]}, args)
+        whole = {name: changes(run, record, cities) for name, record in records.items()}
+        own = scores(run, "test")
+        found[arm] = {"threshold of training cities": by_threshold(whole, changed, test), "own decision": own["f1"]}
+        found[arm] |= {key: own[key] for key in ("precision", "recall", "iou")}
+    return found
+
+
+def changes(run: Path, record: Any, dataset: PatchDataset) -> Floats:  # noqa: ANN401
+    """Probability of change of each pixel of a whole city, flat."""
+    model = load_task_model(run / "model").eval()
+    config = DataConfig()
+    whole = Run(model, dataset, normalizer_of(model, config, False), config)
+    values: Floats = map_of(whole, record)[0][1].double().numpy().ravel()
+    return values
+
+
+def land_split(args: argparse.Namespace) -> Path:
+    """Windows of the west, and the east of each image, as files of their own, with a table of the splits."""
+    folder, gap, size = args.runs / "land", 16, args.window
+    data = open_dataset("folder", args.land, "all", _L1C, images="S2L1C/*.tif", masks="LULC/*.tif", band_order=_L1C)
+    lines = ["path,mask,split"]
+    for index in range(len(data)):
+        record, name = data.read(index), Path(data.name(index)).stem
+        height, width = record.pixels.shape[-2:]
+        border = 2 * width // 3
+        boxes = [("test", 0, border, height, width - border)]
+        starts = [(row, column) for row in _starts(height, size) for column in _starts(border - gap, size)]
+        boxes += [("train", row, column, size, size) for row, column in starts]
+        a, b, x, d, e, y = record.transform
+        for side, row, column, rows, columns in boxes:
+            file, cut = f"{name}-{side}-{row}-{column}.tif", np.s_[..., row : row + rows, column : column + columns]
+            place = (a, b, x + a * column + b * row, d, e, y + d * column + e * row)
+            for part, pixels, bands in (("image", record.pixels, _L1C), ("mask", record.mask[None], ("class",))):
+                (folder / part).mkdir(parents=True, exist_ok=True)
+                kept = np.ascontiguousarray(pixels[cut])
+                write_geotiff(folder / part / file, kept, bands, crs=record.crs, transform=place)
+            lines.append(f"image/{file},mask/{file},{side}")
+    (folder / "split.csv").write_text("\n".join(lines) + "\n")
+    (folder / "classes.json").write_text(json.dumps(list(data.classes)))
+    return folder
+
+
+def _starts(length: int, size: int) -> list[int]:
+    return [*range(0, length - size, size // 2), length - size]
+
+
+def land(args: argparse.Namespace) -> dict[str, Any]:
+    """Scores on the east of each image of everything learnt from the west."""
+    folder = land_split(args)
+    classes = json.loads((folder / "classes.json").read_text())
+    options = {"table": "split.csv", "classes": classes, "ignore": [IGNORE]}
+    parts = [open_dataset("folder", folder, split, SENTINEL2_12, **options) for split in ("train", "test")]
+    (x, y), (x_test, y_test) = (_single_pixels(part) for part in parts)
+    rng = np.random.default_rng(0)
+    kept = np.concatenate([rng.permutation(np.flatnonzero(y == label))[:_PIXELS] for label in np.unique(y)])
+    regression = make_pipeline(StandardScaler(), LogisticRegression(max_iter=500)).fit(x[kept], y[kept])
+    guess = regression.predict(x_test)
+    there = np.unique(y_test)
+    iou = jaccard_score(y_test, guess, average=None, labels=there, zero_division=0)
+    found: dict[str, Any] = {
+        "classes in the test": len(there),
+        "logistic regression": {"miou": float(iou.mean()), "accuracy": float((guess == y_test).mean())},
+    }
+    texts = [f"{key}={json.dumps(value)}" for key, value in options.items()]
+    data = {"dataset": "folder", "root": str(folder), "options": texts, "val_split": "train"}
+    for arm in args.arms:
+        run = trained("land", "segmentation", arm, data, {"train": "all"}, args)
+        found[arm] = {key: scores(run, "test")[key] for key in ("miou", "accuracy", "macro_f1")}
+    return found
+
+
+def _single_pixels(dataset: PatchDataset) -> tuple[Floats, NDArray[np.int64]]:
+    records = [dataset.read(index) for index in range(len(dataset))]
+    x = np.concatenate([record.pixels.reshape(len(record.pixels), -1).T for record in records]).astype(np.float64)
+    y = np.concatenate([record.mask.ravel() for record in records]).astype(np.int64)
+    return x[y != IGNORE], y[y != IGNORE]
+
+
+def markdown(record: dict[str, Any]) -> str:
+    """The record as tables."""
+    rows = []
+    if folds := record.get("oscd"):
+        columns = ["change vector analysis", "logistic regression", *record["arms"]]
+        rows += ["| F1 of change, test city | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
+        for name, found in folds.items():
+            values = [
+                found[c] if not isinstance(found[c], dict) else found[c]["threshold of training cities"]
+                for c in columns
+            ]
+            rows.append(f"| {name} | " + " | ".join(f"{value:.3f}" for value in values) + " |")
+        rows.append("")
+    if found := record.get("land"):
+        columns = ["logistic regression", *record["arms"]]
+        rows += ["| land cover | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
+        for key in ("miou", "accuracy"):
+            rows.append(f"| {key} | " + " | ".join(f"{found[column][key]:.3f}" for column in columns) + " |")
+        rows.append("")
+    return "\n".join(rows)
+
+
+def main() -> None:
+    """Trains, scores, writes."""
+    args = arguments()
+    torch.set_num_threads(1)
+    started = time.time()
+    record: dict[str, Any] = {
+        "benchmark": "dense transfer",
+        "model": read_pretrained(args.weights / "model").config.name,
+        "steps": args.steps,
+        "window": args.window,
+        "arms": args.arms,
+        "torch": torch.__version__,
+    }
+    if args.land:
+        record["land"] = land(args)
+    if args.oscd:
+        cities = open_dataset("oscd", args.oscd, "train", partial=True)
+        names = [cities.name(index) for index in range(len(cities))]
+        record["oscd"] = {name: change_fold(name, cities, args) for name in names}
+    record["seconds"] = round(time.time() - started)
+    print(markdown(record))
+    if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(json.dumps(record, indent=1) + "\n")
+        args.out.with_suffix(".md").write_text(markdown(record))
+
+
+if __name__ == "__main__":
+    main()
