@@ -144,7 +144,7 @@ def predict(arguments: Sequence[str]) -> int:
     parser.add_argument("--probabilities", action="store_true", help="also write OUT-probabilities.tif")
     parser.add_argument("--window", type=int, metavar="PIXELS", help="side of a window (the model's image size)")
     parser.add_argument(
-        "--overlap", type=float, default=0.5, help="share of the side that neighbours share (%(default)s)"
+        "--overlap", type=float, default=0.25, help="share of the side that neighbours share (%(default)s)"
     )
     parser.add_argument("--batch-size", type=int, default=16, help="windows at a time (%(default)s)")
     parser.add_argument(

@@ -35,7 +35,7 @@ def predict_array(
     function: Function,
     *images: Tensor,
     size: int,
-    overlap: float = 0.5,
+    overlap: float = 0.25,
     batch_size: int = 16,
     valid: Tensor | None = None,
 ) -> Tensor:

@@ -58,7 +58,7 @@ class PredictOptions:
     out: Path
     probabilities: bool = False
     window: int | None = None
-    overlap: float = 0.5
+    overlap: float = 0.25
     batch_size: int = 16
     masks: Sequence[str] = ()
     nodata: int = NODATA

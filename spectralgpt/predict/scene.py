@@ -44,7 +44,7 @@ def predict_scene(
     normalize: Normalize,
     *,
     size: int,
-    overlap: float = 0.5,
+    overlap: float = 0.25,
     batch_size: int = 16,
     cell: int = 1,
     masks: Sequence[Mask] = (),

@@ -3,9 +3,6 @@
 
 from __future__ import annotations
 
-import os
-import resource
-import sys
 import warnings
 from pathlib import Path
 
@@ -231,45 +228,6 @@ def test_masks_and_sizes(tmp_path, folder, image, capsys):
     empty = write(tmp_path / "empty.tif", np.zeros((3, 50, 70), np.uint16), BANDS)
     assert "got only no-data in" in refused(capsys, empty, "--model", run, "--out", tmp_path / "o.tif")
     assert not list(tmp_path.glob("o.tif*"))
-
-
-def limited(function, nbytes):
-    """Runs a function in a child whose files cannot grow beyond a size, as on a full disk; its exit code and stderr."""
-    reading, writing = os.pipe()
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            os.dup2(writing, 2)
-            sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
-            resource.setrlimit(resource.RLIMIT_FSIZE, (nbytes, nbytes))
-            code = function()
-        finally:
-            os._exit(code)
-    os.close(writing)
-    with open(reading) as pipe:
-        text = pipe.read()
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), text
-
-
-def test_a_full_disk_leaves_no_half_map(tmp_path, folder, image):
-    """Each size either gives the whole map or one line, exit code 2 and nothing under its name; later it goes on."""
-    run, whole = folder("segmentation"), tmp_path / "whole.tif"
-    predict(image, "--model", run, "--out", whole, "--overlap", 0)
-    size = whole.stat().st_size
-    codes = []
-    for number, nbytes in enumerate([0, 300, 3_000, 3_600, size - 1, 20 * size]):
-        out = tmp_path / f"map{number}.tif"
-        arguments = (image, "--model", run, "--out", out, "--overlap", 0, "--batch-size", 1)
-        code, text = limited(lambda arguments=arguments: predict(*arguments), nbytes)
-        codes.append(code)
-        lines = [line for line in text.splitlines() if not line.startswith("_tiffWriteProc")]  # libtiff's own
-        if codes[-1]:
-            assert not out.exists() and len(lines) == 1 and "cannot be written" in lines[0]
-            assert predict(*arguments) == 0
-        assert np.array_equal(read(out), read(whole))
-        assert not out.with_name(f"{out.name}.work").exists()
-    assert set(codes) == {0, 2} and codes[0] == 2
 
 
 def test_a_folder_that_takes_no_files(folder, image, capsys):

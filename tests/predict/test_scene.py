@@ -173,7 +173,7 @@ def test_interrupted_work_goes_on_where_it_was(tmp_path, scene, model):
     count = Stops(model, 0)
     predict_scene(count, [scene], [value_layer(whole, scene, "abcd")], fitted, **options)
     calls, tries = 0, 0
-    while not parts.exists():
+    while not parts.exists() and tries < 20:
         stops = Stops(model, 7)
         try:
             predict_scene(stops, [scene], [value_layer(parts, scene, "abcd")], fitted, **options)
