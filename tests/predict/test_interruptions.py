@@ -31,44 +31,41 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture
 def image(tmp_path):
-    return write(tmp_path / "scene.tif", noise(3, 180, 260), BANDS)
+    return write(tmp_path / "scene.tif", noise(3, 300, 260), BANDS)
 
 
-def whole_run(image, out):
-    """Duration and number of batches of a run that nobody disturbs."""
-    calls = out.with_suffix(".calls")
-    child = start(image, out, calls)
-    while not calls.exists():
-        time.sleep(0.001)
-    began = time.monotonic()
+def begun(calls):
+    """Batches that were begun."""
+    return calls.stat().st_size if calls.exists() else 0
+
+
+def kill_when(child, condition):
+    """Kills a process once a condition holds; whether it was still alive."""
+    while child.is_alive() and not condition():
+        time.sleep(0.0005)
+    child.kill()
     child.join(60)
-    assert child.exitcode == 0
-    return time.monotonic() - began, calls.stat().st_size
+    return child.exitcode == -signal.SIGKILL
 
 
 def test_kill_at_random_moments(tmp_path, image):
     whole, out, calls = tmp_path / "whole.tif", tmp_path / "out.tif", tmp_path / "out.calls"
-    start(image, tmp_path / "warm.tif", tmp_path / "warm.calls").join(60)  # the server imports
-    duration, count = whole_run(image, whole)
-    moments, kills = random.Random(0), 0
-    while kills < 5:
-        before = calls.stat().st_size if calls.exists() else 0
-        child = start(image, out, calls)
-        while child.is_alive() and (calls.stat().st_size if calls.exists() else 0) == before:
-            time.sleep(0.0005)  # at least a batch is begun
-        time.sleep(moments.uniform(0, duration / 6))
-        os.kill(child.pid, signal.SIGKILL)
-        child.join(60)
-        if child.exitcode == 0:
-            break
-        kills += 1
-        assert not out.exists()
-    assert kills == 5
+    start(image, whole, tmp_path / "whole.calls").join(120)
+    count = begun(tmp_path / "whole.calls")
+    moments = random.Random(0)
+    for kill in range(5):
+        last, pause = begun(calls) + moments.randint(1, count // 10), moments.uniform(0, 0.01)
+        assert kill_when(
+            start(image, out, calls), lambda last=last, pause=pause: begun(calls) >= last and not time.sleep(pause)
+        )
+        assert not out.exists() and begun(calls) < count + kill
+    work = tmp_path / "out.tif.work"
+    kill_when(start(image, out, calls), lambda: list(work.glob("final-*")))  # while the output is put together
     child = start(image, out, calls)
     child.join(60)
     assert child.exitcode == 0 and out.read_bytes() == whole.read_bytes()
-    assert count < calls.stat().st_size <= count + kills  # at most the batch at hand is done twice
-    assert not (tmp_path / "out.tif.work").exists()
+    assert count <= begun(calls) <= count + 5  # at most the batch at hand is done twice
+    assert not work.exists()
 
 
 def test_shares_of_the_rows_give_the_same_bits(tmp_path, image):

@@ -317,4 +317,4 @@ def test_palette_and_class_numbers(tmp_path, scene):
 def test_settings_are_plain(tmp_path, scene, model):
     work = interrupted(scene, model, tmp_path / "out.tif")
     settings = json.loads((work / "settings.json").read_text())
-    assert settings["bands"] == list(BANDS) and settings["window"] == [32, 16, 16, 1]
+    assert settings["bands"] == list(BANDS) and settings["window"] == [32, 8, 16, 1]
