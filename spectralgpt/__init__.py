@@ -15,8 +15,8 @@ if TYPE_CHECKING:
         create_change_detector,
         create_classifier,
         create_segmenter,
-        from_pretrained,
     )
+    from spectralgpt.integrations.hub import from_pretrained
     from spectralgpt.models.reference_checkpoint import (
         LoadReport,
         load_reference_checkpoint,
@@ -50,7 +50,7 @@ _HOMES = {
     "create_classifier": "spectralgpt.heads",
     "create_model": "spectralgpt.models.registry",
     "create_segmenter": "spectralgpt.heads",
-    "from_pretrained": "spectralgpt.heads",
+    "from_pretrained": "spectralgpt.integrations.hub",
     "load_reference_checkpoint": "spectralgpt.models.reference_checkpoint",
     "reference_state_dict": "spectralgpt.models.reference_checkpoint",
 }

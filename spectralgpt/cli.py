@@ -200,6 +200,19 @@ def reconstruct(arguments: Sequence[str]) -> int:
     return run_reconstruct(options)
 
 
+def export(arguments: Sequence[str]) -> int:
+    """Write a model as ONNX or as a program of torch.export, compared with the model."""
+    parser = _Parser(prog="spectralgpt export", description=export.__doc__)
+    parser.add_argument("model", metavar="MODEL", help="a run, or a model's folder; of an autoencoder the encoder")
+    parser.add_argument("--format", choices=["onnx", "pt2"], default="onnx", help="(%(default)s)")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the file")
+    parser.add_argument("--image-size", type=int, metavar="PIXELS", help="to trace with (the model's)")
+    options = vars(parser.parse_args(arguments))
+    from spectralgpt.predict.export import run_export
+
+    return run_export(options)
+
+
 def info(arguments: Sequence[str]) -> int:
     """Show versions, devices and operators; or what a data set holds, with a contact sheet."""
     parser = _Parser(prog="spectralgpt info", description=info.__doc__)
@@ -285,6 +298,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "embed": embed,
     "reconstruct": reconstruct,
     "report": report,
+    "export": export,
     "info": info,
     "app": app,
 }

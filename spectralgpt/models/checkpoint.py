@@ -19,11 +19,13 @@ from torch import Tensor
 
 import spectralgpt
 from spectralgpt.errors import UserError
+from spectralgpt.models.card import model_card
 from spectralgpt.models.config import ModelConfig, make_config
 from spectralgpt.models.safe_load import load_weights
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
+CARD_FILE = "README.md"
 _MAX_CONFIG = 2**22
 
 
@@ -53,7 +55,7 @@ def write_pretrained(
     tensors: Mapping[str, Tensor],
     head: dict[str, Any] | None = None,
 ) -> None:
-    """Writes both files of a model.
+    """Writes both files of a model, and a model card where there is none: cards are there to be edited.
 
     Raises:
         UserError: the folder cannot be written.
@@ -73,6 +75,9 @@ def write_pretrained(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _replace(folder / WEIGHTS_FILE, lambda path: save_file(whole, path, metadata={"format": "pt"}))
+        if not (folder / CARD_FILE).exists():
+            card = model_card(kind, config, normalization, head)
+            _replace(folder / CARD_FILE, lambda path: path.write_text(card, encoding="utf-8"))
         _replace(folder / CONFIG_FILE, lambda path: path.write_text(text, encoding="utf-8"))
     except (OSError, SafetensorError) as error:
         raise UserError(f"{folder}: expected a folder that can be written, got: {error}") from error

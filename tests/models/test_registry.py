@@ -51,7 +51,7 @@ def test_autoencoder_round_trip(small_autoencoder, tmp_path):
 
 def test_the_folder_holds_two_readable_files(small_encoder, tmp_path):
     small_encoder(bands=CARD).save_pretrained(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["README.md", "config.json", "model.safetensors"]
     record = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
     assert (record["library"], record["version"], record["kind"]) == (
         "spectralgpt",
@@ -97,7 +97,7 @@ def test_a_failed_save_leaves_the_old_model_whole(small_encoder, tmp_path, monke
     with pytest.raises(UserError, match="expected a folder that can be written, got: No space left on device"):
         small_encoder().save_pretrained(tmp_path)
     assert (tmp_path / "model.safetensors").read_bytes() == before
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["README.md", "config.json", "model.safetensors"]
 
 
 def test_a_folder_that_cannot_be_written(small_encoder, tmp_path):
