@@ -31,6 +31,8 @@ from rasterio.windows import Window  # type: ignore[import-untyped]  # isort: sk
 
 BLOCK = 512
 """Rows and columns of a block; rows that come in multiples of it are compressed once."""
+_LEAST_BLOCK = 32
+_BLOCK_BYTES = 16 << 20
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,12 @@ def write_cog(path: Path, layout: RasterLayout, strips: Iterable[tuple[int, Pixe
     """
     plain = path.with_name(f".{path.name}.tif")
     resampling = "mode" if layout.is_categorical else "average"
-    options = {"COMPRESS": "DEFLATE", "BLOCKSIZE": BLOCK, "BIGTIFF": "IF_SAFER", "OVERVIEW_RESAMPLING": resampling}
+    options = {
+        "COMPRESS": "DEFLATE",
+        "BLOCKSIZE": _side(layout),
+        "BIGTIFF": "IF_SAFER",
+        "OVERVIEW_RESAMPLING": resampling,
+    }
     if np.dtype(layout.dtype).itemsize > 1:
         options["PREDICTOR"] = "YES"
     try:
@@ -183,6 +190,14 @@ def _compare(path: Path, width: int, sums: Sequence[tuple[int, int, int]]) -> No
 
 def _checksum(pixels: Pixels) -> int:
     return xxhash.xxh3_64_intdigest(np.ascontiguousarray(pixels).data)
+
+
+def _side(layout: RasterLayout) -> int:
+    """Rows and columns of a block, which holds all bands together: less where there are hundreds of them."""
+    side, pixel = BLOCK, len(layout.bands) * np.dtype(layout.dtype).itemsize
+    while side > _LEAST_BLOCK and side * side * pixel > _BLOCK_BYTES:
+        side //= 2
+    return side
 
 
 def _colour_table(colours: Sequence[str], nodata: float | None) -> dict[int, tuple[int, int, int, int]]:

@@ -11,10 +11,12 @@ import spectralgpt
 from spectralgpt.cli import main
 from spectralgpt.data.bands import SENTINEL2_12, sensor_card
 from spectralgpt.data.normalize import fit
+from spectralgpt.data.raster_write import write_cog
 from spectralgpt.data.scene import Scene
 from spectralgpt.heads.features import feature_maps
 from spectralgpt.predict.components import Components
 from spectralgpt.predict.embed import parts, tile_means
+from spectralgpt.predict.layers import value_layer
 from tests.data.rasters import UTM, noise, write
 
 SMALL = {"embed_dim": 24, "depth": 2, "num_heads": 3, "decoder_embed_dim": 32, "decoder_depth": 1, "image_size": 32}
@@ -87,6 +89,14 @@ def test_the_components_are_those_of_all_vectors(out):
     red = picture[0][picture[3] > 0]
     assert np.corrcoef(scores, red)[0, 1] > 0.95, "red is the first component"
     assert out.with_name("e-components.png").stat().st_size > 100
+
+
+def test_hundreds_of_bands_can_be_read_back(tmp_path):
+    """Blocks hold all bands together, and the reader refuses large ones."""
+    scene = Scene.open(write(tmp_path / "scene.tif", noise(1, 520, 530), ["B02"]), "sentinel2", ["B02"])
+    layer = value_layer(tmp_path / "out.tif", scene, [f"embedding_{i}" for i in range(130)])
+    write_cog(layer.path, layer.layout, [(0, np.ones((130, 520, 530), np.float32))])
+    assert all(valid.all() and (vectors == 1).all() for _, _, vectors, valid in parts(layer.path))
 
 
 def test_tiles(folder, out, capsys):
