@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def train(arguments: Sequence[str]) -> int:
-    """Pretrain a masked autoencoder; without arguments a quickstart of minutes."""
+    """Pretrain, or fine-tune for a task; without arguments a quickstart of minutes."""
     # Read when PyTorch is first imported. GNU OpenMP's idle threads spin for milliseconds, and where another program
     # shares the cores they starve the working ones: measured 20 to 40 times slower steps. A shorter spin costs nothing.
     os.environ.setdefault("GOMP_SPINCOUNT", "30000")

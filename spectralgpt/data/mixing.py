@@ -2,8 +2,8 @@
 """MixUp and CutMix: each image of a batch with another one of it, and labels in the same shares.
 
 The only chance in the data that is no function of the sample, since it pairs samples: it comes from a generator that
-the trainer keeps in its checkpoints. Arithmetic follows Zhang et al. 2018 and Yun et al. 2019; torchvision's
-transforms take no generator.
+the trainer makes anew for every batch, from seed, step and place. Arithmetic follows Zhang et al. 2018 and Yun et al.
+2019; torchvision's transforms take no generator.
 """
 
 from __future__ import annotations

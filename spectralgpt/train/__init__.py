@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pretraining: recipe, loop, checkpoints, validation. `loop.py` is the place to start reading."""
+"""Training: recipe, loop, checkpoints, validation. `loop.py` is the place to start reading."""

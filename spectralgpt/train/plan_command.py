@@ -56,6 +56,8 @@ def _from_recipe(options: dict[str, Any]) -> list[Case]:
             f"--config: expected it without {taken[0]}, which the recipe holds; change a copy of the recipe"
         )
     config = recipe.build(recipe.read(options["config"]))
+    if config.task != "pretrain":
+        raise UserError(f"--config: expected a recipe of pretraining, got {config.task}; plan counts an autoencoder")
     return [_stage(options, config, stage) for stage in config.stages]
 
 

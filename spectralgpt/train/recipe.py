@@ -27,7 +27,8 @@ from spectralgpt.train.config import RunConfig
 QUICKSTART = Path(__file__).resolve().parents[2] / "configs" / "quickstart.yaml"
 
 _MAX_SIZE = 2**20
-_DESCRIPTION = """Pretrains a masked autoencoder. Without arguments: configs/quickstart.yaml, minutes on two CPU cores.
+_DESCRIPTION = """Pretrains a masked autoencoder, or trains a head on its encoder from labels (`task`).
+Without arguments: configs/quickstart.yaml, minutes on two CPU cores.
 Every key below can stand in the recipe or be given as an option, stages by their place: --stages.0.lr 1e-3
 Own images: --data.root FOLDER (GeoTIFFs; or folders with one file per band)."""
 

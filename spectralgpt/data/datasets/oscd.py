@@ -10,6 +10,7 @@ change map lies on the first date. Archives come as `images/<city>` with `train_
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -162,6 +163,7 @@ class OSCD(PatchDataset):
 
     def _open(self, name: str, folder: Path) -> _City:
         before, after = (Scene.open(_date_folder(folder, date), SENTINEL2, self.bands, name=name) for date in (1, 2))
+        _in_order(folder / "dates.txt")
         origins, shape, how = _common_area(before, after)
         if how:
             self.notes.append(f"{name}: dates of {before.shape} and {after.shape} pixels cut to {shape}, {how}")
@@ -201,6 +203,15 @@ def _has_dates(folder: Path) -> bool:
 def _date_folder(folder: Path, date: int) -> Path:
     rectified = folder / f"imgs_{date}_rect"
     return rectified if rectified.is_dir() else folder / f"imgs_{date}"
+
+
+def _in_order(path: Path) -> None:
+    """Refuses a pair whose second date is the earlier one, where the archive's file of dates is there to tell."""
+    dates = re.findall(
+        r"^date_\d\s*:\s*(\d{8})\s*$", path.read_text("utf-8", "replace") if path.is_file() else "", re.M
+    )
+    if dates != sorted(dates):
+        raise UserError(f"{path}: expected the earlier date as imgs_1, got {' then '.join(dates)}; swap the folders")
 
 
 def _common_area(before: Scene, after: Scene) -> tuple[tuple[tuple[int, int], tuple[int, int]], tuple[int, int], str]:
@@ -252,7 +263,7 @@ def _change_map(city: _City) -> NDArray[np.uint8]:
     path = next((path for path in city.maps if path.exists()), None)
     if path is None:
         raise UserError(f"{city.maps[0].parent}: expected a change map {city.maps[0].name} or cm.png, found none")
-    codes, valid = read_codes(path)
+    codes, valid = read_codes(path, crs_text(city.scenes[0].crs))
     found = set(np.unique(codes[valid]).tolist())
     table = next((table for table in _CODES if found <= table.keys()), None)
     if table is None:

@@ -186,3 +186,20 @@ def test_cities_of_ones_own_split(tmp_path):
         OSCD(tmp_path, cities={"train": ["../here"]})
     with pytest.raises(UserError, match="split 'val': expected one of train, test"):
         OSCD(tmp_path, "val")
+
+
+def test_dates_in_the_wrong_order_are_refused(tmp_path):
+    dates = original(tmp_path) / "images" / "paris" / "dates.txt"
+    dates.write_text("date_1: 20161130\ndate_2: 20171107\n")
+    assert len(OSCD(tmp_path, partial=True)) == 1
+    dates.write_text("date_1: 20171107\ndate_2: 20161130\n")
+    with pytest.raises(UserError, match=r"dates.txt: expected the earlier date as imgs_1, got 20171107 then 20161130"):
+        OSCD(tmp_path, partial=True)
+
+
+def test_a_map_in_another_system_is_refused(tmp_path):
+    archives.oscd_city(tmp_path / "images", "paris", transforms=(at(10), at(10)))
+    cm = tmp_path / "train_labels" / "paris" / "cm" / "paris-cm.tif"
+    write(cm, change()[None] + 1, crs="EPSG:32631", transform=at(10))
+    with pytest.raises(UserError, match="EPSG:32631"):
+        OSCD(tmp_path, partial=True).read(0)

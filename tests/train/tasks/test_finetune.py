@@ -17,8 +17,9 @@ from spectralgpt.data.bands import SENTINEL2
 from spectralgpt.data.bands import SENTINEL2_12 as BANDS
 from spectralgpt.train import recipe
 from spectralgpt.train.command import run_training
+from spectralgpt.train.run import prepare
 from spectralgpt.train.scores import PRIMARY
-from tests.train import small_run
+from tests.train import small_run, worlds
 from tests.train.tasks import labelled
 
 MIXED = {"mixup": 0.8, "cutmix": 1.0, "label_smoothing": 0.1, "erasing": 0.5}
@@ -102,8 +103,6 @@ def test_the_head_alone_leaves_the_encoder_as_it_was(archive: Any, tmp_path: Pat
     changes = {"finetune": {"train": "head"}, "model": {**labelled.TINY, "drop_path": 0.3}, "ema": 0.5}
     path = labelled.recipe(tmp_path, "single_label", *archive("single_label"), stage={"steps": 4}, **changes)
     assert run_training({"config": str(path)}) == 0
-    from spectralgpt.train.run import prepare
-
     first = prepare(recipe.build(recipe.read(path)), None).model.state_dict()
     last = spectralgpt.from_pretrained(tmp_path / "runs/run/model").state_dict()
     same = {name for name, tensor in first.items() if torch.equal(tensor, last[name])}
@@ -131,3 +130,47 @@ def test_an_encoder_is_taken_over_with_its_normalisation(
     (tmp_path / "former").rename(tmp_path / "gone")
     changed = {"resume": str(tmp_path / "runs/run"), "stages.0.steps": "4", "allow-config-change": ""}
     assert run_training(changed) == 0, "a run goes on when the weights it began with are gone"
+
+
+def test_low_rank_additions_learn_and_are_exported_as_plain_weights(archive: Any, tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    changes = {"finetune": {"train": "lora", "lora_rank": 2}, "stage": {"steps": 6}, "validate_every": 3}
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        labelled.recipe(tmp_path / name, "single_label", *archive("single_label"), **changes)
+    assert run_training({"config": str(tmp_path / "a/recipe.yaml")}) == 0
+    options, run = {"config": str(tmp_path / "b/recipe.yaml")}, tmp_path / "b/runs/run"
+    assert small_run.run(options, before=small_run.kill_after_step, arguments=(4,)).code == -9
+    assert small_run.run({"resume": str(run)}).code == 0
+    for name in ("metrics.jsonl", "model/model.safetensors"):
+        assert (run / name).read_bytes() == (tmp_path / "a/runs/run" / name).read_bytes(), name
+    model = spectralgpt.from_pretrained(run / "model")
+    fresh = prepare(recipe.build({**recipe.read(tmp_path / "a/recipe.yaml"), "finetune": {}}), None).model
+    changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, fresh.state_dict()[name])}
+    assert {name for name in changed if name.startswith("encoder.")} == {
+        f"encoder.blocks.{block}.attn.{layer}.weight" for block in (0, 1) for layer in ("qkv", "proj")
+    }
+
+
+@pytest.mark.parametrize("task", ["single_label", "change"])
+def test_two_processes_do_what_one_does(task: str, archive: Any, tmp_path: Path) -> None:
+    """Mixing pairs the images of a process, so it is left out; unlabelled pixels are not."""
+    changes = {
+        "stage": {"steps": 4, "batch_size": 2, "accumulate": 2},
+        "finetune": {"erasing": 0.5},
+        "head": {"head": "linear"},
+    }
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        labelled.recipe(tmp_path / name, task, *archive(task), **changes)
+    assert run_training({"config": str(tmp_path / "one/recipe.yaml")}) == 0
+    parallel = "fsdp" if task == "change" else "ddp"
+    ends = worlds.run(2, {"config": str(tmp_path / "two/recipe.yaml"), "speed.parallel": parallel})
+    assert [end.code for end in ends] == [0, 0], ends
+    one, two = (rows(tmp_path / name / "runs/run") for name in ("one", "two"))
+    assert len(one) == len(two)
+    for row, expected in zip(two, one, strict=True):
+        for key in ("loss", "gradient_norm", "validation_loss", PRIMARY[task]):
+            assert row.get(key, 0) == pytest.approx(expected.get(key, 0), rel=1e-4), (key, row)
+    scores = [json.loads((tmp_path / name / "runs/run/checkpoints/best.json").read_text()) for name in ("one", "two")]
+    assert scores[0]["step"] == scores[1]["step"]
