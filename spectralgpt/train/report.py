@@ -82,8 +82,8 @@ def _rows(path: Path) -> tuple[list[Row], list[Row]]:
 def _facts(recipe: Mapping[str, Any], steps: Sequence[Row]) -> dict[str, Any]:
     model, data = recipe.get("model") or {}, recipe.get("data") or {}
     facts = {
-        "task": (recipe.get("task") or {}).get("kind", "pretrain"),
-        "model": model.get("name"),
+        "task": recipe.get("task", "pretrain"),
+        "model": model.get("name") or model.get("weights") or "tiny",
         "data": f"{data.get('dataset') or 'scenes'}: {data.get('root')}",
         "stages": ", ".join(str(stage.get("name")) for stage in recipe.get("stages") or ()),
         "seed": recipe.get("seed"),
