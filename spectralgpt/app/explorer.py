@@ -159,7 +159,8 @@ class Explorer:
         )
         with self._lock:
             output = autoencoder(image, mask, valid=valid | ~valid.any())
-            embedding = autoencoder.encoder(image)
+            flat = image.mean((2, 3), keepdim=True).expand_as(image).contiguous()
+            embedding, places = autoencoder.encoder(torch.cat([image, flat])).unbind()  # see predict.embed
         truth = ops.patchify3d(arrange_bands(image, config), config.patch_size)
         rebuilt = denormalize(output.prediction, truth) if config.normalize_targets else output.prediction
         scored = mask.mask & valid
@@ -172,7 +173,7 @@ class Explorer:
             truth=raw,
             rebuilt=np.where(hidden[0].numpy(), normalization.invert(guess), raw).astype(np.float32),
             hidden=hidden[0].numpy(),
-            embedding=_component_colours(embedding[0], config.grid, size),
+            embedding=_component_colours(embedding - places, config.grid, size),
             psnr=float(-10 * np.log10(error)) if error > 0 else float("nan"),
         )
 

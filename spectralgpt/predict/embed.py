@@ -2,8 +2,12 @@
 """Embeddings of whole scenes: one vector per patch of pixels as a raster, one per tile as a table, a picture of both.
 
 A raster of embeddings is a scene's map on a grid `p` times as coarse, p being the rows and columns of the model's
-patch. Overlapping windows are blended like maps, so no window shows. Its outermost patches may reach beyond the scene,
-which is mirrored there.
+patch. Overlapping windows are blended like maps. Its outermost patches may reach beyond the scene, which is mirrored
+there.
+
+Tokens of a transformer remember their place in the window: of a small model over a coast, 61 % of the variance of its
+embeddings was that, a grid over every picture. What an encoder says of a place is what it answers to a window of
+nothing but the scene's mean colours; with that taken away 1 % was left.
 """
 
 from __future__ import annotations
@@ -33,16 +37,33 @@ from spectralgpt.predict.windows import Floats
 from spectralgpt.predict.work import publish
 from spectralgpt.viz.scene_figure import save_picture
 
+_BLOCK, _BLOCKS = 64, 8  # pixels, and how many along each side, that the mean colours come from
 _PART = (128, 512)  # rows and columns of a raster of embeddings that are read at a time
 
 
-def embedding_function(encoder: Encoder, pool: str, layer: int, device: torch.device) -> Function:
-    """Windows (B, C, size, size) to embeddings (B, D, size / p, size / p), on the CPU or `device`."""
+def embedding_function(
+    encoder: Encoder, pool: str, layer: int, colours: Tensor | None, device: torch.device
+) -> Function:
+    """Windows (B, C, size, size) to embeddings (B, D, size / p, size / p), on the CPU or `device`.
+
+    Args:
+        encoder: in evaluation mode, on `device`.
+        pool: as for `embed_scene`.
+        layer: likewise.
+        colours: (C,), normalised: the answer to a window of these alone, less its mean over the window, is taken away.
+        device: where to compute.
+    """
 
     def function(batch: Tensor) -> Tensor:
         return feature_maps(encoder, batch.to(device), [layer], pool)[0]
 
-    return function
+    if colours is None:
+        return function
+    height, width = encoder.config.height_width
+    with torch.inference_mode():
+        place = function(colours[None, :, None, None].expand(1, -1, height, width).contiguous())
+        place = place - place.mean((2, 3), keepdim=True)
+    return lambda batch: function(batch) - place
 
 
 def embed_scene(
@@ -53,6 +74,7 @@ def embed_scene(
     *,
     pool: str = "mean",
     layer: int = -1,
+    keep_places: bool = False,
     overlap: float = 0.5,
     batch_size: int = 16,
     identity: dict[str, Any] | None = None,
@@ -70,6 +92,7 @@ def embed_scene(
         out: the raster.
         pool: "mean" over the spectral groups, or "concat" them.
         layer: which block's tokens; -1 are the last one's, normalised.
+        keep_places: leave in what tokens say of their place in the window.
         overlap: of the windows, as a share of their side.
         batch_size: windows at a time.
         identity: plain values that tell what the encoder is.
@@ -89,19 +112,34 @@ def embed_scene(
     padded: Any = PaddedScene(scene, cell)
     channels = encoder.config.embed_dim * (len(encoder.config.groups) if pool == "concat" else 1)
     names = [f"embedding_{number}" for number in range(channels)]
+    normalization = normalize(scene)
+    colours = None if keep_places else mean_colours(scene, normalization)
     return predict_scene(
-        embedding_function(encoder, pool, layer, next(encoder.parameters()).device),
+        embedding_function(encoder, pool, layer, colours, next(encoder.parameters()).device),
         [padded],
         [value_layer(out, scene, names, nodata=math.nan, cell=cell)],
-        lambda _: normalize(scene),
+        lambda _: normalization,
         size=height,
         overlap=overlap,
         batch_size=batch_size,
         cell=cell,
-        identity={"embedding": [pool, layer], **(identity or {})},
+        identity={"embedding": [pool, layer, keep_places], **(identity or {})},
         overwrite=overwrite,
         restart=restart,
     )
+
+
+def mean_colours(scene: Scene, normalization: Normalization) -> Tensor:
+    """Mean of each band over the valid pixels of blocks spread over the scene, normalised, (C,) float32."""
+    sums, counts = np.zeros((2, len(scene.band_names)))
+    rows, columns = (np.linspace(0, max(length - _BLOCK, 0), _BLOCKS).astype(int) for length in scene.shape)
+    for row in np.unique(rows).tolist():
+        for column in np.unique(columns).tolist():
+            height, width = min(_BLOCK, scene.shape[0] - row), min(_BLOCK, scene.shape[1] - column)
+            values, valid = scene.read(row, column, height, width)
+            sums += np.where(valid, normalization.apply(values), 0).sum((1, 2), dtype=np.float64)
+            counts += valid.sum((1, 2))
+    return torch.from_numpy((sums / np.maximum(counts, 1)).astype(np.float32))
 
 
 def write_components(raster: Path, name: str) -> tuple[Path, Path]:

@@ -25,6 +25,8 @@ from spectralgpt.predict.embed import embed_scene, write_components, write_tiles
 from spectralgpt.predict.inputs import InputOptions, card_of, fingerprint, model_folder, normalize, open_scene
 from spectralgpt.predict.reconstruct import reconstruct_scene
 
+_EMBED = ("pool", "layer", "keep_places", "overlap", "batch_size", "overwrite", "restart")
+
 
 def run_embed(arguments: Mapping[str, Any]) -> int:
     """Writes embeddings of a scene, their principal components and, if wanted, those of tiles.
@@ -59,7 +61,7 @@ def run_embed(arguments: Mapping[str, Any]) -> int:
             "model": fingerprint(model_folder(options["model"])),
             "normalization": [inputs.normalization, inputs.scale, inputs.offset],
         },
-        **{key: options[key] for key in ("pool", "layer", "overlap", "batch_size", "overwrite", "restart")},
+        **{key: options[key] for key in _EMBED},
     )
     what = f"one vector for {cell} x {cell} pixels, in {time.monotonic() - began:.1f} s"
     print(f"{out}: {what if is_new else 'is there already, made by the same settings'}")

@@ -15,7 +15,7 @@ from spectralgpt.data.raster_write import write_cog
 from spectralgpt.data.scene import Scene
 from spectralgpt.heads.features import feature_maps
 from spectralgpt.predict.components import Components
-from spectralgpt.predict.embed import parts, tile_means
+from spectralgpt.predict.embed import embedding_function, mean_colours, parts, tile_means
 from spectralgpt.predict.layers import value_layer
 from tests.data.rasters import UTM, noise, write
 
@@ -59,7 +59,7 @@ def test_windows_do_not_change_what_they_agree_on(folder, tmp_path):
     """Without overlap, the first window holds exactly the encoder's tokens."""
     scene = Scene.open(folder / "scene.tif", "sentinel2", SENTINEL2_12)
     command = ["embed", str(folder / "scene.tif"), "--model", str(folder / "model"), "--out", str(tmp_path / "e.tif")]
-    assert main([*command, "--overlap", "0"]) == 0
+    assert main([*command, "--overlap", "0", "--keep-places"]) == 0
     values, valid = scene.read(32, 32, 32, 32)
     assert valid.all()
     image = torch.from_numpy(fit(scene, "percentile").apply(values))[None]
@@ -68,6 +68,21 @@ def test_windows_do_not_change_what_they_agree_on(folder, tmp_path):
     with rasterio.open(tmp_path / "e.tif") as file:
         # rows 4 to 8 belong to the second row of windows alone up to where the last one, at rows 5 to 9, begins
         np.testing.assert_allclose(file.read()[:, 4, 4:8], expected[:, 0], rtol=1e-4, atol=1e-5)
+
+
+def test_places_in_the_window_are_taken_away(folder, out):
+    """Windows of one colour say the same everywhere; of a scene, less of the variance is that of places."""
+    scene = Scene.open(folder / "scene.tif", "sentinel2", SENTINEL2_12)
+    encoder = spectralgpt.from_pretrained(folder / "model").eval().encoder
+    torch.nn.init.normal_(encoder.positions.spatial)  # as strong as training makes them
+    colours = mean_colours(scene, fit(scene, "percentile"))
+    assert colours.shape == (12,) and (colours - 0.5).abs().max() < 0.1
+    flat = colours[None, :, None, None].expand(2, 12, 32, 32)
+    with torch.no_grad():
+        kept, removed = (
+            embedding_function(encoder, "mean", -1, taken, torch.device("cpu"))(flat) for taken in (None, colours)
+        )
+    assert kept.std((2, 3)).mean() > 0.1 and removed.std((2, 3)).max() < 1e-4
 
 
 def test_the_components_are_those_of_all_vectors(out):
