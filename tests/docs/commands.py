@@ -23,6 +23,7 @@ NOT_RUN = {
     r"^git clone": "needs the place where the repository is published",
     r"^make ": "the targets are what CI runs, this test among them",
     r"^python -m pytest": "runs this test",
+    r"^python benchmarks/": "takes hours on whole data sets; tests/benchmarks runs them on small ones",
     r"^torchrun --nnodes": "needs several machines; tests/train/test_distributed.py runs the same with two processes",
     r"^srun ": "needs SLURM",
 }
@@ -31,7 +32,8 @@ NOT_RUN = {
 _PROGRAMS = (
     "spectralgpt", "python", "torchrun", "pip", "git", "make", "srun", "tensorboard", "mkdocs", "docker", "hf", "curl",
 )  # fmt: skip
-_TRAINING = {"train", "finetune"}
+TESTED_ALONE = {"docs/scenes.md": "tests/docs/test_scenes_page.py"}
+"""Pages whose own test runs all their commands."""
 
 
 class Command(NamedTuple):
@@ -96,7 +98,8 @@ def _code_lines(text: str) -> Iterator[tuple[int, str]]:
 def shortened(arguments: list[str]) -> list[str]:
     """Of EuroSAT a hundredth, of training a few small steps of `tiny`; every other command as it is."""
     words = list(arguments)
-    if "eurosat" in words and words[:2] == ["spectralgpt", "prepare"]:
+    is_eurosat = any("eurosat" in word.lower() for word in words)
+    if is_eurosat and words[:2] == ["spectralgpt", "prepare"]:
         words += ["--option", "fraction=0.01"]
     if not _is_training(words) or {"--help", "--print_config", "--resume"} & set(words):
         return words
@@ -108,7 +111,7 @@ def shortened(arguments: list[str]) -> list[str]:
         for key, value in {**small, "image_size": 16 + 8 * i}.items():
             words += [f"--stages.{i}.{key}", str(value)]
         words += [f"--stages.{i}.micro_batch", "null"]
-    if "eurosat" in words:
+    if is_eurosat and "shards" not in words:
         words += ["--data.options", "[fraction=0.01]"]
     if "--data.root" not in words and recipe.get("data", {}).get("root", "demo") == "demo":
         words += ["--data.root", "SCENE"]
@@ -116,5 +119,5 @@ def shortened(arguments: list[str]) -> list[str]:
 
 
 def _is_training(words: list[str]) -> bool:
-    names = {Path(word).stem for word in words[:8] if not word.startswith("-")}
-    return bool(names & _TRAINING)
+    """Whether `train` is the command or the program."""
+    return "train" in {Path(word).stem for word in words[:8] if not word.startswith("-")}

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from spectralgpt import cli
-from tests.docs.commands import NOT_RUN, PAGES, ROOT, Command, commands, shortened
+from tests.docs.commands import NOT_RUN, ROOT, TESTED_ALONE, Command, commands, shortened
 from tests.docs.world import World
 
 ALL = commands()
-RUNNABLE = [command for command in ALL if command.why_not_run is None]
+RUNNABLE = [command for command in ALL if command.why_not_run is None and command.page not in TESTED_ALONE]
 FAST = r"^spectralgpt (plan|info|train --help)\b"
 """What the everyday lane runs; the others take minutes together."""
 
@@ -58,17 +58,17 @@ def test_fast_command(
     command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    run(command, World(tmp_path), capsys)
+    run(command, World(tmp_path, Path(command.page).name), capsys)
 
 
 @pytest.mark.acceptance
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+@pytest.mark.parametrize(
+    "page", [ROOT / page for page in dict.fromkeys(c.page for c in RUNNABLE)], ids=lambda p: p.name
+)
 def test_page(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    found = [command for command in commands([page]) if command.why_not_run is None]
-    if not found:
-        pytest.skip("no command on this page")
+    found = [command for command in RUNNABLE if command.page == str(page.relative_to(ROOT))]
     monkeypatch.chdir(tmp_path)
-    world = World(tmp_path)
+    world = World(tmp_path, page.name)
     for command in found:
         run(command, world, capsys)
 
@@ -76,6 +76,8 @@ def test_page(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
 def test_what_is_not_run_is_on_the_list_and_the_list_is_not_longer() -> None:
     for pattern in NOT_RUN:
         assert any(re.search(pattern, command.text) for command in ALL), f"{pattern}: no page has such a command"
+    for page, test in TESTED_ALONE.items():
+        assert Path(page).name in (ROOT / test).read_text(), f"{test}: expected the test of {page}"
     assert len(RUNNABLE) > len(ALL) / 2
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The python blocks of pages without a test of their own, page by page in one namespace, as a reader would type them."""
+"""The python blocks of pages without a test of their own, in one namespace a page, as a reader would type them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     if "import timm" in page.read_text():
         pytest.importorskip("timm", reason="needs timm")
     monkeypatch.chdir(tmp_path)
-    world, text = World(tmp_path), page.read_text()
+    world, text = World(tmp_path, page.name), page.read_text()
     namespace = vars(types.ModuleType("page"))
     for match in BLOCK.finditer(text):
         code = world.prepared(match[1])

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,10 +12,11 @@ import numpy as np
 
 import spectralgpt
 from spectralgpt.data.bands import SENTINEL2, SENTINEL2_12
+from spectralgpt.data.datasets.oscd import TEST, TRAIN
 from spectralgpt.data.splits import eurosat as eurosat_split
 from tests.data.datasets import archives
-from tests.data.rasters import at, noise, write
-from tests.docs.commands import ROOT
+from tests.data.rasters import noise, write
+from tests.docs.commands import ROOT, shortened
 
 _SIZE = (64, 160)
 
@@ -86,6 +86,55 @@ def published(path: Path) -> None:
     torch.save({"model": spectralgpt.reference_state_dict(model)}, path)
 
 
+def oscd(path: Path) -> None:
+    """All 24 cities, just large enough for a window of the recipe."""
+    for part, cities in (("train", TRAIN), ("test", TEST)):
+        for name in cities:
+            archives.oscd_city(path / "images", name, ((128, 128), (128, 128)))
+            codes = np.ones((128, 128), np.uint8)
+            codes[:30, :30] = 2
+            archives.label_tif(path / f"{part}_labels" / name / "cm" / f"{name}-cm.tif", codes)
+
+
+def segmunich(path: Path) -> None:
+    """Some images of each part."""
+    from tests.data.datasets.test_segmunich import archive
+
+    archive(path, train=tuple("123456"), test=("7", "8"), size=64)
+
+
+def run_of(path: Path) -> None:
+    """A pretraining run."""
+    pretrained(path / "model")
+
+
+def change_model(path: Path) -> None:
+    """A saved change detector."""
+    model = spectralgpt.create_change_detector("tiny", image_size=32, bands=SENTINEL2.select(SENTINEL2_12))
+    model.normalization = {"method": "minmax", "band_names": list(SENTINEL2_12), "offset": None, "scale": None}
+    model.save_pretrained(path)
+
+
+def finetuned(path: Path) -> None:
+    """A run that fine-tuned on EuroSAT, with its recipe."""
+    from spectralgpt import cli
+
+    world = World(path.parents[1], "", is_new=False)
+    command = f"spectralgpt train --config configs/{path.name}.yaml --model.weights RUN --data.root data/EuroSAT_MS"
+    world.prepared(command)
+    assert cli.main(shortened(command.split())[1:]) == 0
+
+
+def eurosat_shards(path: Path) -> None:
+    """Shards of a hundredth of EuroSAT."""
+    from spectralgpt import cli
+
+    source = path.parent / "EuroSAT_MS"
+    eurosat(source)
+    options = ["--dataset", "eurosat", "--split", "train", "--option", "fraction=0.01", "--workers", "1"]
+    assert cli.main(["prepare", "shards", str(source), str(path), *options]) == 0
+
+
 MAKERS: dict[str, Callable[[Path], None]] = {
     "SCENE": scene,
     "scene.tif": scene,
@@ -95,27 +144,45 @@ MAKERS: dict[str, Callable[[Path], None]] = {
     "FOLDER": labelled_folder,
     "EuroSAT_MS": eurosat,
     "ROOT": eurosat,
+    "EuroSAT": eurosat,
+    "data/EuroSAT_MS": eurosat,
+    "OSCD": oscd,
+    "data/OSCD": oscd,
+    "data/SegMunich": segmunich,
     "data/fmow-sentinel": fmow,
     "data/bigearthnet": bigearthnet,
-    "runs/quickstart/model": pretrained,
+    "RUN": run_of,
+    "RUN_OR_FILE": run_of,
+    "runs/NAME": run_of,
+    "runs/pretrain": run_of,
+    "runs/quickstart": run_of,
     "SpectralGPT.pth": published,
 }
 """What stands under a name of the pages. A name without a maker must be the output of a command before it."""
+
+OF_PAGE: dict[str, dict[str, Callable[[Path], None]]] = {
+    "evaluation.md": {"FOLDER": change_model, "runs/finetune_eurosat": finetuned},
+    "shards.md": {"OUT": eurosat_shards},
+}
+"""Names that mean something else there, or that stand for an output elsewhere."""
 
 
 class World:
     """An empty working folder that fills as commands mention things."""
 
-    def __init__(self, folder: Path) -> None:
-        """`folder` must be empty."""
+    def __init__(self, folder: Path, page: str, *, is_new: bool = True) -> None:
+        """`folder` must be empty; `page` is the name of the page whose words these are."""
         self.folder = folder
+        self.makers = {**MAKERS, **OF_PAGE.get(page, {})}
+        if not is_new:
+            return
         for name in ("configs", "tools", "examples", "benchmarks", "docs", "mkdocs.yml", "spectralgpt"):
             if (ROOT / name).exists():
                 (folder / name).symlink_to(ROOT / name)
 
     def prepared(self, text: str) -> str:
         """Makes what a command or program mentions; the text with absolute paths moved into the folder."""
-        for name, make in MAKERS.items():
+        for name, make in self.makers.items():
             if not re.search(rf"(?<![\w/.-]){re.escape(name)}(?![\w-])", text):
                 continue
             path = self.folder / name.lstrip("/")
@@ -125,16 +192,9 @@ class World:
             text = text.replace(name, str(path)) if name.startswith("/") else text
         return text
 
-    def clear(self) -> None:
-        """Removes it."""
-        shutil.rmtree(self.folder)
-
 
 def smooth(bands: int, height: int, width: int, seed: int = 0) -> np.ndarray:
     """Pixels that look a little like land: waves with noise, no value 0."""
     y, x = np.mgrid[:height, :width] / 8
     waves = 2000 + 900 * np.sin(x + seed) * np.cos(y)
     return (waves + 100 * np.arange(bands)[:, None, None] + noise(bands, height, width, high=200)).astype(np.uint16)
-
-
-__all__ = ["MAKERS", "World", "at", "smooth"]
