@@ -33,6 +33,10 @@ inline Lanes<A> load(const T* address) {
     Lanes<A> lanes;
     if constexpr (std::is_same_v<A, T>) {
         memcpy(&lanes, address, sizeof lanes);
+    } else if constexpr (std::is_arithmetic_v<T>) {
+        Lanes<T> values;
+        memcpy(&values, address, sizeof values);
+        lanes = __builtin_convertvector(values, Lanes<A>);
     } else {
         for (int k = 0; k < kLanes; ++k) lanes[k] = A(address[k]);
     }
@@ -65,6 +69,29 @@ inline void store_some(T* address, const Lanes<A>& lanes, int64_t count) {
 template <class A>
 inline A sum(const Lanes<A>& lanes) {
     return ((lanes[0] + lanes[4]) + (lanes[2] + lanes[6])) + ((lanes[1] + lanes[5]) + (lanes[3] + lanes[7]));
+}
+
+// The number of a lane; as wide as the values, as the machine wants it.
+template <class A>
+using Place = std::conditional_t<sizeof(A) == 4, int32_t, int64_t>;
+
+// Whether any order of the lanes is a single instruction or two.
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+constexpr bool kPermutes = true;
+#else
+constexpr bool kPermutes = false;
+#endif
+
+// Lane k of the result is lane places[k].
+template <class A>
+inline Lanes<A> permuted(const Lanes<A>& lanes, const Lanes<Place<A>>& places) {
+#if defined(__GNUC__) && !defined(__clang__)
+    return __builtin_shuffle(lanes, places);
+#else
+    Lanes<A> result;
+    for (int k = 0; k < kLanes; ++k) result[k] = lanes[places[k]];
+    return result;
+#endif
 }
 
 // Rows to columns, an 8 x 8 block.

@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-// Crop and resize on the CPU, one task per image. The two axes are resized in turn, band by band: along rows with 8
-// rows side by side in a vector (so that the uneven steps along the row cost nothing), then along columns with 8
-// neighbouring pixels in one. Flips are a matter of the tap tables; offset and scale come with the last store.
+// Crop and resize on the CPU, one task per image. The two axes are resized in turn, band by band: along rows, then
+// along columns with 8 neighbouring pixels in a vector. Along rows steps are uneven. Where the box does not shrink, 8
+// neighbouring results come from within 8 values for each tap, and one permutation puts them in order; else 8 rows go
+// side by side in a vector. Flips are a matter of the tap tables; offset and scale come with the last store.
 #include "ops/crop_resize.h"
 
 #include <algorithm>
 
 #include "core/check.h"
+#include "core/pages.h"
 #include "core/parallel.h"
 #include "core/simd.h"
 
@@ -67,27 +69,90 @@ struct Table {
     }
 };
 
-// Sum of the weighted vectors that lie `step` apart; nearly always there are four.
+constexpr int64_t kTaps = 4;  // of nearly every output value
+
+// The table of the columns for eight of them at once, where each has a window of four values and the eight windows
+// begin within eight values.
 template <class A>
-inline Lanes<A> weighted(const A* from, int64_t step, const A* weight, int64_t count) {
-    if (count == 4) {
-        return load<A>(from) * weight[0] + load<A>(from + step) * weight[1] + load<A>(from + 2 * step) * weight[2] +
-               load<A>(from + 3 * step) * weight[3];
+struct Groups {
+    struct Group {
+        int64_t start;           // of the first window: before the row by up to `kTaps`, or reaching beyond it
+        Place<A> place[kLanes];  // of the windows behind `start`
+        A weights[kTaps][kLanes];
+    };
+    Group* groups;
+
+    Groups(Scratch& scratch, int64_t size) : groups(scratch.take<Group>((size + kLanes - 1) / kLanes)) {}
+
+    // Whether the table is such a one.
+    bool fill(const Table<A>& table, int64_t size) {
+        for (int64_t x = 0; x < size; x += kLanes) {
+            Group& group = groups[x / kLanes];
+            int64_t starts[kLanes];
+            for (int64_t i = 0; i < kLanes; ++i) {
+                const int64_t at = std::min(x + i, size - 1), first = table.first[at], count = table.count[at];
+                if (count > kTaps) return false;
+                starts[i] = first == 0 ? count - kTaps : first;  // what lies beside the box has weight 0
+                for (int64_t k = 0; k < kTaps; ++k) {
+                    const int64_t tap = starts[i] + k - first;
+                    group.weights[k][i] = tap >= 0 && tap < count ? table.weights[at * table.stride + tap] : A(0);
+                }
+            }
+            group.start = *std::min_element(starts, starts + kLanes);
+            if (*std::max_element(starts, starts + kLanes) - group.start >= kLanes) return false;
+            for (int64_t i = 0; i < kLanes; ++i) {
+                group.place[i] = static_cast<Place<A>>(starts[i] - group.start);
+            }
+        }
+        return true;
     }
-    Lanes<A> sum = {};
-    for (int64_t k = 0; k < count; ++k) sum += load<A>(from + k * step) * weight[k];
+};
+
+// Sum of the weighted vectors that lie `step` apart; kCount of them, or 0 for `count`.
+template <int64_t kCount, class A>
+inline Lanes<A> weighted(const A* from, int64_t step, const A* weight, int64_t count) {
+    Lanes<A> sum = load<A>(from) * weight[0];
+    for (int64_t k = 1; k < (kCount ? kCount : count); ++k) sum += load<A>(from + k * step) * weight[k];
     return sum;
 }
+
+// Of a source row with zeros on both sides, for the windows that reach there.
+inline int64_t source_stride(int64_t columns) { return (columns + kLanes - 1) / kLanes * kLanes + 2 * kLanes; }
 
 template <class P, class A>
 struct Resize {
     const CropResizeParams& params;
     const Box& box;
     const Table<A>&columns, &rows;
-    A *source, *block, *middle;  // 8 source rows as columns; the same resized; the whole box resized along its rows
+    const Groups<A>& groups;     // of the columns
+    A *source, *block, *middle;  // 8 source rows; the same resized; the whole box resized along its rows
     int64_t stride;              // of a row of `middle`
 
-    // Eight rows of the box, from `top` on, resized along the row into `middle`.
+    // Eight rows of the box, from `top` on, resized along the row into `middle`; with `groups` filled.
+    void along_rows_in_groups(const P* pixels, int64_t top) const {
+        const int64_t count = std::min<int64_t>(kLanes, box.rows - top), step = source_stride(box.columns);
+        for (int64_t i = 0; i < count; ++i) {
+            const P* row = pixels + (top + i) * box.width;
+            A* to = source + i * step + kTaps;
+            int64_t x = 0;
+            for (; x + kLanes <= box.columns; x += kLanes) store<A>(to + x, load<A>(row + x));
+            store<A>(to + x, load_some<A>(row + x, 1, box.columns - x));
+        }
+        for (int64_t x = 0; x < params.size; x += kLanes) {
+            const typename Groups<A>::Group& group = groups.groups[x / kLanes];
+            const auto places = load<Place<A>>(group.place);
+            Lanes<A> weights[kTaps];
+            for (int64_t k = 0; k < kTaps; ++k) weights[k] = load<A>(group.weights[k]);
+            const A* from = source + kTaps + group.start;
+            for (int64_t i = 0; i < count; ++i, from += step) {
+                Lanes<A> sum = permuted<A>(load<A>(from), places) * weights[0];
+                for (int64_t k = 1; k < kTaps; ++k) sum += permuted<A>(load<A>(from + k), places) * weights[k];
+                store<A>(middle + (top + i) * stride + x, sum);
+            }
+        }
+    }
+
+    // Likewise, for every table.
     void along_rows(const P* pixels, int64_t top) const {
         const int64_t count = std::min<int64_t>(kLanes, box.rows - top), size = params.size;
         for (int64_t x = 0; x < box.columns; x += kLanes) {
@@ -100,9 +165,8 @@ struct Resize {
             for (int64_t i = 0; i < kLanes; ++i) store<A>(source + (x + i) * kLanes, lanes[i]);
         }
         for (int64_t x = 0; x < size; ++x) {
-            const A* weight = columns.weights + x * columns.stride;
-            store<A>(block + x * kLanes,
-                     weighted(source + columns.first[x] * kLanes, kLanes, weight, columns.count[x]));
+            const A *weight = columns.weights + x * columns.stride, *from = source + columns.first[x] * kLanes;
+            store<A>(block + x * kLanes, weighted<0>(from, kLanes, weight, columns.count[x]));
         }
         for (int64_t x = 0; x < size; x += kLanes) {
             Lanes<A> lanes[kLanes];
@@ -114,13 +178,18 @@ struct Resize {
 
     template <class O>
     void along_columns(O* out, A offset, A scale) const {
-        const int64_t size = params.size;
-        for (int64_t y = 0; y < size; ++y, out += size) {
-            const A *weight = rows.weights + y * rows.stride, *from = middle + rows.first[y] * stride;
-            for (int64_t x = 0; x < size; x += kLanes) {
-                const Lanes<A> value = (weighted(from + x, stride, weight, rows.count[y]) - offset) * scale;
-                x + kLanes <= size ? store<A>(out + x, value) : store_some<A>(out + x, value, size - x);
-            }
+        for (int64_t y = 0; y < params.size; ++y, out += params.size) {
+            rows.count[y] == kTaps ? output_row<kTaps>(out, y, offset, scale) : output_row<0>(out, y, offset, scale);
+        }
+    }
+
+    template <int64_t kCount, class O>
+    void output_row(O* out, int64_t y, A offset, A scale) const {
+        const int64_t size = params.size, count = rows.count[y];
+        const A *weight = rows.weights + y * rows.stride, *from = middle + rows.first[y] * stride;
+        for (int64_t x = 0; x < size; x += kLanes) {
+            const Lanes<A> value = (weighted<kCount>(from + x, stride, weight, count) - offset) * scale;
+            x + kLanes <= size ? store<A>(out + x, value) : store_some<A>(out + x, value, size - x);
         }
     }
 };
@@ -132,13 +201,19 @@ SPECTRAL_SIMD void resize_image(const CropResizeParams& params, const Box& box, 
     Table<A> columns(scratch, size, most_taps(box.columns, size)), rows(scratch, size, most_taps(box.rows, size));
     columns.fill(box.columns, size, params.antialias, params.flips[2 * sample + 1]);
     rows.fill(box.rows, size, params.antialias, params.flips[2 * sample]);
-    A* source = scratch.take<A>((box.columns + kLanes - 1) / kLanes * kLanes * kLanes);
+    Groups<A> groups(scratch, size);
+    const bool in_groups = kPermutes && groups.fill(columns, size);
+    const int64_t source_size = kLanes * source_stride(box.columns);
+    A* source = scratch.take<A>(source_size);
+    std::fill_n(source, source_size, A(0));  // what lies beside the rows stays so
     A* block = scratch.take<A>(stride * kLanes);
-    const Resize<P, A> resize{params, box, columns, rows, source, block, scratch.take<A>(0), stride};
+    const Resize<P, A> resize{params, box, columns, rows, groups, source, block, scratch.take<A>(0), stride};
     const P* corner = static_cast<const P*>(params.pixels) + box.start + box.y * box.width + box.x;
     for (int64_t band = 0; band < params.bands; ++band, corner += box.height * box.width) {
         const int64_t plane = sample * params.bands + band;
-        for (int64_t top = 0; top < box.rows; top += kLanes) resize.along_rows(corner, top);
+        for (int64_t top = 0; top < box.rows; top += kLanes) {
+            in_groups ? resize.along_rows_in_groups(corner, top) : resize.along_rows(corner, top);
+        }
         resize.along_columns(static_cast<O*>(params.output) + plane * size * size,
                              static_cast<const A*>(params.offset)[plane], static_cast<const A*>(params.scale)[plane]);
     }
@@ -153,8 +228,9 @@ void crop_resize_cpu(const CropResizeParams& params, int num_threads) {
         using A = accumulator_t<P>;
         dispatch_floating("crop_resize", params.output_dtype, [&](auto output) {
             using O = typename decltype(output)::type;
-            const int64_t bytes = params.bands * params.size * params.size * int64_t{sizeof(O)} * 4;
-            parallel_for(num_threads, params.batch, bytes, [&](int64_t sample, int64_t thread) {
+            const int64_t bytes = params.bands * params.size * params.size * int64_t{sizeof(O)};
+            advise_huge_pages(params.output, params.batch * bytes);
+            parallel_for(num_threads, params.batch, 4 * bytes, [&](int64_t sample, int64_t thread) {
                 char* memory = static_cast<char*>(params.scratch) + thread * params.scratch_size;
                 resize_image<P, O, A>(params, checked_box(params, sample), sample, memory);
             });

@@ -91,13 +91,14 @@ struct Taps {
 // The most taps an output value can have.
 inline int64_t most_taps(int64_t in, int64_t out) { return in > out ? 4 * in / out + 6 : 4; }
 
-// Bytes of scratch of one thread for boxes of up to `side` rows and columns: tap tables of both axes, a block of 8
-// source rows as columns, that block resized, and the box resized along its rows.
+// Bytes of scratch of one thread for boxes of up to `side` rows and columns: tap tables of both axes, those of the
+// columns for eight at a time, a block of 8 source rows with room beside them, that block resized, and the box resized
+// along its rows.
 inline int64_t crop_resize_scratch(int64_t size, int64_t side, int64_t value_bytes) {
     const int64_t row = (size + 7) / 8 * 8, rows = (side + 7) / 8 * 8;
-    const int64_t bytes =
-        2 * size * (16 + most_taps(side, size) * value_bytes) + (8 * rows + 8 * row + rows * row) * value_bytes;
-    return (bytes + 127) / 64 * 64;  // with room for aligning each part
+    const int64_t bytes = 2 * size * (16 + most_taps(side, size) * value_bytes) +
+                          (6 * row + 8 * (rows + 16) + 8 * row + rows * row) * value_bytes;
+    return (bytes + 255) / 64 * 64;  // with room for aligning each part
 }
 
 // Calls body(Type<pixel>{}) for the element type of the pixels.
