@@ -26,6 +26,7 @@ NOT_RUN = {
     r"^python benchmarks/": "takes hours on whole data sets; tests/benchmarks runs them on small ones",
     r"^torchrun --nnodes": "needs several machines; tests/train/test_distributed.py runs the same with two processes",
     r"^srun ": "needs SLURM",
+    r"^spectralgpt app ": "answers until Ctrl-C; tests/app/test_server.py runs it",
 }
 """Commands that are not run, and why."""
 

@@ -75,6 +75,7 @@ def bigearthnet(path: Path) -> None:
 def pretrained(path: Path) -> None:
     """A saved autoencoder of `tiny` with the normalisation of a scene."""
     model = spectralgpt.create_autoencoder("tiny", image_size=32, bands=SENTINEL2.select(SENTINEL2_12))
+    model.normalization = {"method": "percentile", "band_names": list(SENTINEL2_12)}
     model.save_pretrained(path)
 
 
