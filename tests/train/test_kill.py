@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""kill -9 fifty times and SIGTERM twenty times at random moments of real runs: `pytest -m acceptance`.
+"""kill -9 sixty times and SIGTERM forty times at random moments of real runs: `pytest -m acceptance`.
 
 The children start from a server that imported everything, `torch._dynamo` included: otherwise nearly every kill would
 hit an import, and the test would pass without a step redone.
@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -21,6 +22,7 @@ from typing import Any
 import pytest
 
 from spectralgpt.data.synthetic import synthetic_scene
+from spectralgpt.train.recipe import QUICKSTART
 from tests.train import small_run
 from tests.train.test_resume import last_checkpoint, last_step
 
@@ -84,12 +86,51 @@ def wait_for(condition: Callable[[], bool], seconds: float = 60.0) -> float:
     return time.monotonic() - since
 
 
-def whole_run(folder: Path, image: Path) -> Path:
-    folder.mkdir()
-    child = start(folder, {"config": str(small_run.write_recipe(folder, image, **CHANGES))})
-    child.join(120)
+def whole_run(folder: Path, options: dict[str, str]) -> Path:
+    child = start(folder, {**options, "output": str(folder / "runs")})
+    child.join(300)
     assert child.exitcode == 0, (folder / "stderr").read_text()
     return folder / "runs" / "run"
+
+
+def finish_over_kills(
+    folder: Path, options: dict[str, str], kills: int, longest: float, steps: int = 0
+) -> tuple[Path, int, int]:
+    """A run killed at random moments and resumed to its end.
+
+    Args:
+        folder: for the run.
+        options: of the command line.
+        kills: how many.
+        longest: seconds after an attempt's first step, or after `steps`, within which it is killed.
+        steps: up to so many rows of an attempt are waited for first.
+
+    Returns:
+        The run's folder; how many kills fell into a save; how many steps were made more than once.
+    """
+    draw, in_save, redone = random.Random(0), 0, 0
+    run, options = folder / "runs" / "run", {**options, "output": str(folder / "runs")}
+    for number in range(kills):
+        child = start(folder, options)
+        wait_for(lambda child=child: (folder / "begun").exists() or not child.is_alive())
+        enough = (last_checkpoint(run) if "resume" in options else 0) + draw.randint(0, steps)
+        wait_for(lambda child=child, run=run, enough=enough: last_step(run) >= enough or not child.is_alive())
+        time.sleep(draw.uniform(0.0, longest))
+        child.kill()
+        child.join()
+        assert child.exitcode == -9, (folder / "stderr").read_text()
+        in_save += (folder / "saving").exists()
+        if list((run / "checkpoints").glob("step-*")):
+            redone += max(0, last_step(run) - last_checkpoint(run))
+            options = {"resume": str(run)}
+        else:  # nothing to resume
+            options["name"] = f"again-{number}"
+            run = folder / "runs" / options["name"]
+    child = start(folder, options)
+    child.join(300)
+    assert child.exitcode == 0, (folder / "stderr").read_text()
+    print(f"{kills} kills, {in_save} inside save, {redone} steps redone")
+    return run, in_save, redone
 
 
 def assert_same(run: Path, undisturbed: Path) -> None:
@@ -99,33 +140,34 @@ def assert_same(run: Path, undisturbed: Path) -> None:
 
 @pytest.mark.acceptance
 def test_fifty_kills_at_random_moments_lose_nothing(image: Path, tmp_path: Path) -> None:
-    undisturbed = whole_run(tmp_path / "whole", image)
-    draw, folder = random.Random(0), tmp_path / "killed"
-    folder.mkdir()
-    run, options = folder / "runs" / "run", {"config": str(small_run.write_recipe(folder, image, **CHANGES))}
-    in_save = redone = kills = 0
-    while kills < 50:
-        child = start(folder, options)
-        wait_for(lambda child=child: (folder / "begun").exists() or not child.is_alive())
-        time.sleep(draw.uniform(0.0, 0.25))
-        child.kill()
-        child.join()
-        assert child.exitcode == -9, (folder / "stderr").read_text()
-        kills += 1
-        in_save += (folder / "saving").exists()
-        if not list((run / "checkpoints").glob("step-*")):
-            options = {"config": options["config"], "name": f"again-{kills}"} if kills < 3 else options
-            run = folder / "runs" / options.get("name", "run")
-            continue
-        redone += max(0, last_step(run) - last_checkpoint(run))
-        options = {"resume": str(run)}
-    child = start(folder, options)
-    child.join(120)
-    assert child.exitcode == 0, (folder / "stderr").read_text()
-    print(f"{kills} kills, {in_save} inside save, {redone} steps redone")
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    whole.mkdir()
+    killed.mkdir()
+    options = {"config": str(small_run.write_recipe(tmp_path, image, **CHANGES))}
+    run, in_save, redone = finish_over_kills(killed, options, 50, 0.25)
     assert in_save >= 5
     assert redone >= 20
-    assert_same(run, undisturbed)
+    assert_same(run, whole_run(whole, options))
+
+
+@pytest.mark.acceptance
+def test_the_quickstart_resumed_at_ten_random_points_has_the_same_curves(tmp_path: Path) -> None:
+    """Its two stages as they are but shorter, over a synthetic scene."""
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    whole.mkdir()
+    killed.mkdir()
+    synthetic_scene(tmp_path / "scene.tif", 384, 768, seed=1)
+    options = {"config": str(QUICKSTART), "name": "run", "threads": "1", "data.root": str(tmp_path / "scene.tif")}
+    options |= {
+        "stages.0.steps": "80",
+        "stages.1.steps": "60",
+        "validate_every": "50",
+        "checkpoint_every": "7",
+        "log_every": "1",
+    }
+    run, _, redone = finish_over_kills(killed, options, 10, 0.1, steps=18)
+    assert redone >= 10
+    assert_same(run, whole_run(whole, options))
 
 
 def session_of(number: int) -> list[str]:
@@ -141,46 +183,71 @@ def session_of(number: int) -> list[str]:
     return found
 
 
-@pytest.mark.acceptance
-@pytest.mark.parametrize("workers", [0, 2])
-def test_sigterm_at_random_moments_saves_and_leaves_in_time(image: Path, tmp_path: Path, workers: int) -> None:
-    """The plain command, ten times each: to the process, or to its group, data workers and their server included."""
-    undisturbed = whole_run(tmp_path / "whole", image)
-    draw, folder = random.Random(workers), tmp_path / "stopped"
-    folder.mkdir()
-    run = folder / "runs" / "run"
-    what = [f"--config={small_run.write_recipe(folder, image, **CHANGES)}", f"--data.num_workers={workers}"]
-    longest, seen, most = 0.0, 0, 0
-    for number in range(11):
-        child = subprocess.Popen(
-            [sys.executable, "-m", "spectralgpt.cli", "train", *what],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            start_new_session=True,
-            text=True,
-        )
-        assert child.stderr is not None
-        if number < 10:
-            before = size_of(run / "metrics.jsonl") if number else 0
-            wait_for(
-                lambda child=child, before=before: size_of(run / "metrics.jsonl") > before or child.poll() is not None
+def launch(size: int, what: list[str]) -> list[subprocess.Popen[str]]:
+    """The plain command, in processes that find each other as torchrun's do; each has a session of its own."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1]), "WORLD_SIZE": str(size)}
+    children = []
+    for rank in range(size):
+        place = {**where, "RANK": str(rank), "LOCAL_RANK": str(rank)} if size > 1 else {}
+        children.append(
+            subprocess.Popen(
+                [sys.executable, "-m", "spectralgpt.cli", "train", *what],
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                start_new_session=True,
+                text=True,
+                env={**os.environ, **place},
             )
-            time.sleep(draw.uniform(0.0, 0.3))
-            most = max(most, len(session_of(child.pid)))
-            (os.killpg if number % 2 else os.kill)(child.pid, signal.SIGTERM)
-            longest = max(longest, wait_for(lambda child=child: child.poll() is not None))
-            assert child.returncode == 143, child.stderr.read()
-            assert last_step(run) == last_checkpoint(run) > seen
-            seen = last_step(run)
-            longest = max(longest, wait_for(lambda child=child: not session_of(child.pid), 10))
+        )
+    return children
+
+
+def finish(children: list[subprocess.Popen[str]], code: int, seconds: float) -> None:
+    """Waits for the end of all, which has to be the expected one."""
+    for child in children:
+        assert child.stderr is not None
+        _, told = child.communicate(timeout=seconds)
+        assert child.returncode == code, told
+
+
+@pytest.mark.acceptance
+@pytest.mark.parametrize("size", [1, 2])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_sigterm_at_random_moments_saves_and_leaves_in_time(
+    image: Path, tmp_path: Path, workers: int, size: int
+) -> None:
+    """Ten times each: to one process, or to all with their data workers and the server of these."""
+    recipe = [f"--config={small_run.write_recipe(tmp_path, image, **CHANGES)}", f"--data.num_workers={workers}"]
+    finish(launch(size, [*recipe, f"--output={tmp_path / 'whole'}"]), 0, 300)
+    draw, run = random.Random(workers), tmp_path / "stopped" / "run"
+    what, longest, seen, most = [*recipe, f"--output={run.parent}"], 0.0, 0, 0
+    for number in range(10):
+        children, before = launch(size, what), size_of(run / "metrics.jsonl")
+        wait_for(
+            lambda children=children, before=before: (
+                size_of(run / "metrics.jsonl") > before or any(child.poll() is not None for child in children)
+            )
+        )
+        time.sleep(draw.uniform(0.0, 0.3))
+        most = max(most, sum(len(session_of(child.pid)) for child in children))
+        since = time.monotonic()
+        if number % 2:
+            for child in children:
+                os.killpg(child.pid, signal.SIGTERM)
         else:
-            assert child.wait(120) == 0, child.stderr.read()
-        child.stderr.close()
-        what = [f"--resume={run}"]
-    print(f"workers {workers}: at most {longest:.2f} s, {most} processes")
-    assert most >= (4 if workers else 1), "the workers and their server were there"
+            children[number // 2 % size].terminate()
+        finish(children, 143, 60)
+        wait_for(lambda children=children: not any(session_of(child.pid) for child in children), 10)
+        longest = max(longest, time.monotonic() - since)
+        assert last_step(run) == last_checkpoint(run) > seen
+        seen, what = last_step(run), [f"--resume={run}"]
+    finish(launch(size, what), 0, 300)
+    print(f"{size} processes, workers {workers}: at most {longest:.2f} s, {most} processes in all")
+    assert most >= size * (4 if workers else 1), "the workers and their server were there"
     assert longest <= 10
-    assert_same(run, undisturbed)
+    assert_same(run, tmp_path / "whole" / "run")
 
 
 def size_of(path: Path) -> int:
