@@ -7,6 +7,7 @@ values but never code.
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import PurePath
 from typing import Any, Literal
@@ -232,6 +233,7 @@ class RunConfig:
         _at_least(0, seed=self.seed, validate_every=self.validate_every, checkpoint_every=self.checkpoint_every)
         _at_least(2, keep_checkpoints=self.keep_checkpoints)  # the newest may be found damaged
         self._check_task()
+        self._check_optim()
         self._check_speed()
         if self.ema is not None and not 0 <= self.ema < 1:
             raise UserError(f"ema: expected a share from 0 to below 1 such as 0.9999, got {self.ema}; null keeps none")
@@ -245,6 +247,16 @@ class RunConfig:
             raise UserError(f"optim.layer_decay: expected a factor above 0, at most 1, got {self.optim.layer_decay}")
         if self.task in ("segmentation", "change") and (self.finetune.mixup or self.finetune.cutmix):
             raise UserError(f"finetune.mixup, finetune.cutmix: expected a task with labels of images, got {self.task}")
+
+    def _check_optim(self) -> None:
+        decay, betas, clip_norm = self.optim.weight_decay, self.optim.betas, self.optim.clip_norm
+        _rate(**{"optim.weight_decay": decay})
+        if not all(0 <= beta < 1 for beta in betas):
+            raise UserError(f"optim.betas: expected two shares from 0 to below 1, got {list(betas)}")
+        if clip_norm is not None and not clip_norm > 0:
+            raise UserError(f"optim.clip_norm: expected a norm above 0, got {clip_norm}; null leaves gradients alone")
+        if not 0 <= self.model.drop_path < 1:
+            raise UserError(f"model.drop_path: expected a chance from 0 to below 1, got {self.model.drop_path}")
 
     def _check_speed(self) -> None:
         if not self.speed.cuda_graph:
@@ -263,6 +275,7 @@ class RunConfig:
         _at_least(1, **{f"{key}.micro_batch": 1 if stage.micro_batch is None else stage.micro_batch})
         for name in ("warmup_steps", "epochs", "warmup_epochs"):
             _at_least(0, **{f"{key}.{name}": getattr(stage, name)})
+        _rate(**{f"{key}.lr": stage.lr, f"{key}.min_lr": stage.min_lr})
         if stage.schedule == "exponential" and not stage.min_lr > 0:
             raise UserError(f"{key}.min_lr: expected a rate above 0 to fall to by factors, got {stage.min_lr}")
         if not 0 < stage.mask_ratio < 1:
@@ -273,6 +286,12 @@ class RunConfig:
                     f"{key}.image_size: expected a multiple of the patch's {patch} pixels, got {stage.image_size}; "
                     f"{max(1, stage.image_size // max(patch, 1)) * patch} would do"
                 )
+
+
+def _rate(**values: float) -> None:
+    for key, value in values.items():
+        if not 0 <= value < math.inf:
+            raise UserError(f"{key}: expected a finite number of at least 0, got {value}")
 
 
 def _at_least(least: int, **values: int) -> None:

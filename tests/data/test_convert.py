@@ -80,7 +80,7 @@ def is_running(process):
         return False
 
 
-def wait_for(condition, seconds=40):
+def wait_for(condition, seconds=120):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited in vain"

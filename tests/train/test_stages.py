@@ -211,6 +211,7 @@ def test_a_stage_has_keys_of_its_own_over_the_runs_data(scenes: tuple[Path, Path
         ({"data": {"bands": ["B02", "B77"]}}, r"B77"),
         ({"data": {"sensor": "landsat_oli"}}, r"B01|B09|B11|B12|B8A"),
         ({"micro_batch": 0}, r"stages\.1\.micro_batch: expected at least 1, got 0"),
+        ({"mask_ratio": 0.99}, r"stages\.1\.mask_ratio: expected one that hides some but not all of the 16 tokens"),
     ],
 )
 def test_a_later_stage_that_does_not_fit_is_told_at_the_start(

@@ -34,7 +34,7 @@ def run(
     for child in children:
         child.start()
     for child in children:
-        child.join(60)
+        child.join(180)
         if child.exitcode:  # torchrun ends the others, too
             for other in children:
                 other.join(5)

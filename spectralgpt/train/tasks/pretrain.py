@@ -14,6 +14,7 @@ from torch import Tensor
 
 from spectralgpt import ops
 from spectralgpt.data.source import Source, open_source
+from spectralgpt.errors import UserError
 from spectralgpt.models.autoencoder import Autoencoder
 from spectralgpt.models.config import ModelConfig
 from spectralgpt.train import stages
@@ -36,7 +37,14 @@ class Pretrain(Task):
     def open(self, index: int, split: Literal["train", "val"]) -> Source:
         """Windows over scenes, or views of a data set's images."""
         config, stage = self.config, self.config.stages[index]
-        return open_source(stage.data or config.data, stage.image_size, config.model.patch_size, split, config.seed)
+        source = open_source(stage.data or config.data, stage.image_size, config.model.patch_size, split, config.seed)
+        tokens = self.model_config(source, stage).num_tokens
+        if not 0 < ops.masking.num_visible(tokens, stage.mask_ratio) < tokens:
+            raise UserError(
+                f"stages.{index}.mask_ratio: expected one that hides some but not all of the {tokens} tokens of a "
+                f"window, got {stage.mask_ratio}"
+            )
+        return source
 
     def model_config(self, source: Source, stage: StageConfig) -> ModelConfig:
         """The autoencoder of a stage."""

@@ -29,7 +29,7 @@ from tests.data.rasters import noise, write
 
 ADDRESS_SPACE = 3 << 30
 LARGE = 64 << 20  # bytes of pixels; whole, such images take their time without being hostile
-PATIENCE = 10.0  # seconds until a silent child is taken to hang
+PATIENCE = 60.0  # seconds until a silent child is taken to hang; on a busy machine one may only be slow
 
 
 @dataclass(frozen=True)
