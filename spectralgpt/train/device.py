@@ -18,6 +18,7 @@ from torch.optim import AdamW
 from spectralgpt.errors import UserError
 from spectralgpt.models.base import SpectralModel
 from spectralgpt.nn import Block
+from spectralgpt.nn.attention import choose_by_measurement
 from spectralgpt.train import distributed
 from spectralgpt.train.config import RunConfig
 from spectralgpt.train.optim import adamw
@@ -43,6 +44,7 @@ def set_up_torch(config: RunConfig) -> torch.device:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     if device_type(config) == "cuda":
+        choose_by_measurement(not config.deterministic)
         return torch.device("cuda", torch.cuda.current_device())
     keep_freed_memory()
     return torch.device("cpu")

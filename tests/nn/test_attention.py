@@ -4,20 +4,30 @@ from __future__ import annotations
 import logging
 import subprocess
 import sys
+import time
 import types
 
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from spectralgpt.errors import UserError
 from spectralgpt.nn import attention as module
-from spectralgpt.nn.attention import allowed_backends, attention, describe, last_backend, select_backend
+from spectralgpt.nn.attention import (
+    allowed_backends,
+    attention,
+    choose_by_measurement,
+    describe,
+    last_backend,
+    select_backend,
+)
 
 
 @pytest.fixture(autouse=True)
 def fresh_state(monkeypatch):
     monkeypatch.setattr(module, "_taken", {})
     monkeypatch.setattr(module, "_refused", {})
+    monkeypatch.setattr(module, "_fastest", None)
     module._import_xformers.cache_clear()
     yield
     module._import_xformers.cache_clear()
@@ -132,8 +142,67 @@ def test_an_insisted_backend_never_falls(monkeypatch):
     monkeypatch.setitem(sys.modules, "xformers.ops", None)
     with pytest.raises(UserError, match="expected xformers to serve cpu float32 head dim 8, got"):
         attention(*inputs(), "xformers")
-    with pytest.raises(UserError, match="expected auto or one of xformers, sdpa, got 'flash'"):
+    with pytest.raises(UserError, match=r"expected auto or one of xformers, sdpa, sdpa-flash, .*, got 'flash'"):
         attention(*inputs(), "flash")
+
+
+def slow(q, k, v):
+    time.sleep(0.02)
+    return explicit(q, k, v)
+
+
+def refusing(q, k, v):
+    raise RuntimeError("no kernel for this")
+
+
+def test_the_fastest_of_those_that_serve_is_found_once_per_shape(monkeypatch, xformers_first):
+    tried = []
+
+    def quick(q, k, v):
+        tried.append(len(q))
+        return explicit(q, k, v)
+
+    install(monkeypatch, slow)
+    backends = {"sdpa": slow, "sdpa-flash": refusing, "sdpa-efficient": quick, "sdpa-cudnn": slow}
+    for name, kernel in backends.items():
+        monkeypatch.setitem(module.BACKENDS, name, kernel)
+    attention(*inputs())
+    assert last_backend() == "xformers" and not tried, "the list decides unless told otherwise"
+    choose_by_measurement()
+    given = inputs()
+    state = torch.get_rng_state()
+    for _ in range(3):
+        attention(*given)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert last_backend() == "sdpa-efficient" and len(tried) == 4 + 3
+    assert torch.equal(attention(*inputs()), explicit(*inputs()))
+    q, k, v = inputs()
+    attention(q[:1], k[:1], v[:1])
+    assert len(tried) == 9, "the number of samples is no other shape"
+    attention(q[:, :5], k, v)
+    assert len(tried) == 9 + 5
+    choose_by_measurement(False)
+    attention(*inputs())
+    assert last_backend() == "xformers"
+
+
+def test_where_no_trial_succeeds_the_list_decides(monkeypatch, xformers_first):
+    monkeypatch.setitem(sys.modules, "xformers", None)
+    monkeypatch.setitem(sys.modules, "xformers.ops", None)
+    choose_by_measurement()
+    torch.testing.assert_close(attention(*inputs()), explicit(*inputs()))
+    assert last_backend() in ("sdpa", "sdpa-flash")
+
+
+def test_a_trial_inside_recomputed_blocks_changes_nothing(monkeypatch, xformers_first):
+    """Recomputation counts what autograd saves, and must not count the trial."""
+    install(monkeypatch, explicit)
+    choose_by_measurement()
+    ours, theirs = [[tensor.requires_grad_() for tensor in inputs()] for _ in range(2)]
+    checkpoint(attention, *ours, use_reentrant=False).square().sum().backward()
+    explicit(*theirs).square().sum().backward()
+    for mine, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine.grad, other.grad)
 
 
 def test_tracing_takes_torchs_operator(xformers_first):
