@@ -15,6 +15,7 @@ namespace {
 
 constexpr int64_t kStrip = 512;  // channels summed at a time, on the stack
 constexpr int64_t kSamples = 16;
+constexpr int64_t kTogether = 4;  // samples whose rows of a token are summed in registers
 
 void check_places(const char* op, const int64_t* ids_restore, int64_t batch, int64_t num_tokens, int64_t num_keep) {
     uint64_t expected = 0;
@@ -36,73 +37,124 @@ void check_places(const char* op, const int64_t* ids_restore, int64_t batch, int
     }
 }
 
-template <class O, class V, class A>
-SPECTRAL_SIMD void add_rows(O* out, const V* token, const A* position, int64_t channels) {
-    int64_t d = 0;
-    for (; d + kLanes <= channels; d += kLanes) store<A>(out + d, load<A>(token + d) + load<A>(position + d));
-    for (; d < channels; ++d) out[d] = O(A(token[d]) + position[d]);
+// Where a chunk of neighbouring tokens lies: so many samples' rows of it are read or written in long runs.
+struct Chunk {
+    int64_t first, count;
+
+    Chunk(int64_t chunk, int64_t num_tokens)
+        : first(chunk * kTokensPerChunk), count(std::min(kTokensPerChunk, num_tokens - first)) {}
+};
+
+int64_t chunks(int64_t num_tokens) { return (num_tokens + kTokensPerChunk - 1) / kTokensPerChunk; }
+
+template <class O, class V>
+SPECTRAL_SIMD void assemble_chunk(const AssembleParams& params, const Chunk& chunk, int64_t sample) {
+    using A = accumulator_t<O>;
+    const int64_t channels = params.channels;
+    const auto add = [channels](O* out, const auto* token, const A* position) {
+        int64_t d = 0;
+        for (; d + kLanes <= channels; d += kLanes) store<A>(out + d, load<A>(token + d) + load<A>(position + d));
+        for (; d < channels; ++d) out[d] = O(A(token[d]) + position[d]);
+    };
+    for (int64_t token = chunk.first; token < chunk.first + chunk.count; ++token) {
+        const int64_t place = params.ids_restore[sample * params.num_tokens + token];
+        O* out = static_cast<O*>(params.output) + (sample * params.num_tokens + token) * channels;
+        const A* position = static_cast<const A*>(params.positions) + token * channels;
+        if (place < params.num_keep) {
+            add(out, static_cast<const V*>(params.visible) + (sample * params.num_keep + place) * channels, position);
+        } else {
+            add(out, static_cast<const A*>(params.mask_token), position);
+        }
+    }
 }
 
 template <class O, class V>
 void assemble(const AssembleParams& params, int num_threads) {
-    using A = accumulator_t<O>;
-    const int64_t tokens = params.num_tokens, channels = params.channels, batch = params.batch;
-    const int64_t chunks = (tokens + kTokensPerChunk - 1) / kTokensPerChunk;
-    const int64_t bytes = kTokensPerChunk * channels * int64_t{sizeof(O)} * 2;
-    parallel_for(num_threads, chunks * batch, bytes, [&](int64_t task) {
-        const int64_t sample = task % batch, first = task / batch * kTokensPerChunk;
-        for (int64_t token = first; token < std::min(first + kTokensPerChunk, tokens); ++token) {
-            const int64_t place = params.ids_restore[sample * tokens + token];
-            O* out = static_cast<O*>(params.output) + (sample * tokens + token) * channels;
-            const A* position = static_cast<const A*>(params.positions) + token * channels;
-            if (place < params.num_keep) {
-                const V* visible = static_cast<const V*>(params.visible);
-                add_rows(out, visible + (sample * params.num_keep + place) * channels, position, channels);
-            } else {
-                add_rows(out, static_cast<const A*>(params.mask_token), position, channels);
-            }
-        }
+    const int64_t bytes = kTokensPerChunk * params.channels * int64_t{sizeof(O)} * 2;
+    parallel_for(num_threads, chunks(params.num_tokens) * params.batch, bytes, [&](int64_t task) {
+        assemble_chunk<O, V>(params, Chunk(task / params.batch, params.num_tokens), task % params.batch);
     });
 }
 
-// One row of gradient: onto the sums of its position, and onto those of the mask token or out to the visible token.
-template <class G, class V, class A>
-SPECTRAL_SIMD void sum_row(const G* grad, A* position, A* mask, V* visible, int64_t channels) {
+template <class G, class V>
+void copy_row(V* to, const G* from, int64_t channels) {
+    for (int64_t d = 0; d < channels; ++d) {
+        if constexpr (std::is_same_v<V, G>) {
+            to[d] = from[d];
+        } else {
+            to[d] = V(accumulator_t<G>(from[d]));
+        }
+    }
+}
+
+// One token's rows of kCount samples onto the sums of its position and, where it is hidden, of the mask token.
+template <int kCount, class G, class A>
+void add_rows(const G* const* rows, const bool* hidden, A* position, A* mask, int64_t channels) {
+    using Bits = std::conditional_t<sizeof(A) == 4, uint32_t, uint64_t>;
+    Bits keep[kCount];  // all ones or none: a product with 0 would keep a NaN
+    for (int i = 0; i < kCount; ++i) keep[i] = hidden[i] ? ~Bits{0} : Bits{0};
+    const auto add = [&](int64_t d, auto read, auto write) {
+        Lanes<A> all[kCount], masked[kCount];
+        for (int i = 0; i < kCount; ++i) {
+            all[i] = read(rows[i] + d);
+            masked[i] = (Lanes<A>)((Lanes<Bits>)all[i] & keep[i]);
+        }
+        for (int i = 1; i < kCount; ++i) all[0] += all[i], masked[0] += masked[i];
+        write(position + d, read(position + d) + all[0]);
+        write(mask + d, read(mask + d) + masked[0]);
+    };
     int64_t d = 0;
     for (; d + kLanes <= channels; d += kLanes) {
-        const Lanes<A> lanes = load<A>(grad + d);
-        store<A>(position + d, load<A>(position + d) + lanes);
-        visible == nullptr ? store<A>(mask + d, load<A>(mask + d) + lanes) : store<A>(visible + d, lanes);
+        add(d, [](const auto* from) { return load<A>(from); }, [](A* to, const Lanes<A>& sum) { store<A>(to, sum); });
     }
-    for (; d < channels; ++d) {
-        position[d] += A(grad[d]);
-        visible == nullptr ? void(mask[d] += A(grad[d])) : void(visible[d] = V(A(grad[d])));
+    if (const int64_t rest = channels - d) {
+        add(
+            d, [rest](const auto* from) { return load_some<A>(from, 1, rest); },
+            [rest](A* to, const Lanes<A>& sum) { store_some<A>(to, sum, rest); });
     }
 }
 
 template <class A>
-SPECTRAL_SIMD void add_to(A* total, A* part, int64_t channels) {
+void add_to(A* total, A* part, int64_t channels) {
     for (int64_t d = 0; d < channels; ++d) {
         total[d] += part[d];
         part[d] = 0;
     }
 }
 
-// A strip of channels of one token over all samples.
+// A strip of channels of a chunk of tokens over all samples. A few samples at a time, each a run of rows: sums are
+// touched once for all of them, and the machine follows so many streams.
 template <class G, class V, class A>
-void sum_token(const AssembleBackwardParams& params, int64_t token, int64_t start, int64_t count, A* mask_total) {
+SPECTRAL_SIMD void sum_chunk(const AssembleBackwardParams& params, const Chunk& chunk, int64_t start, int64_t strip,
+                             A* mask_total) {
     const int64_t tokens = params.num_tokens, channels = params.channels;
-    A position_part[kStrip] = {}, mask_part[kStrip] = {};
-    A* position_total = static_cast<A*>(params.positions_grad) + token * channels + start;
-    std::fill_n(position_total, count, A(0));
-    for (int64_t sample = 0; sample < params.batch; ++sample) {
-        const int64_t place = params.ids_restore[sample * tokens + token];
-        const G* grad = static_cast<const G*>(params.grad) + (sample * tokens + token) * channels + start;
-        V* visible = static_cast<V*>(params.visible_grad) + (sample * params.num_keep + place) * channels + start;
-        sum_row(grad, position_part, mask_part, place < params.num_keep ? visible : nullptr, count);
-        if (sample % kSamples == kSamples - 1 || sample == params.batch - 1) {
-            add_to(position_total, position_part, count);
-            add_to(mask_total, mask_part, count);
+    A position_part[kTokensPerChunk][kStrip] = {}, mask_part[kStrip] = {};
+    A* position_total = static_cast<A*>(params.positions_grad) + chunk.first * channels + start;
+    for (int64_t i = 0; i < chunk.count; ++i) std::fill_n(position_total + i * channels, strip, A(0));
+    std::fill_n(mask_total, strip, A(0));
+    for (int64_t sample = 0; sample < params.batch; sample += kTogether) {
+        const int64_t count = std::min(kTogether, params.batch - sample);
+        for (int64_t i = 0; i < chunk.count; ++i) {
+            const G* rows[kTogether];
+            bool hidden[kTogether];
+            for (int64_t k = 0; k < count; ++k) {
+                const int64_t row = (sample + k) * tokens + chunk.first + i, place = params.ids_restore[row];
+                rows[k] = static_cast<const G*>(params.grad) + row * channels + start;
+                hidden[k] = place >= params.num_keep;
+                if (hidden[k]) continue;
+                const int64_t to = (sample + k) * params.num_keep + place;
+                copy_row(static_cast<V*>(params.visible_grad) + to * channels + start, rows[k], strip);
+            }
+            switch (count) {
+                case 4: add_rows<4>(rows, hidden, position_part[i], mask_part, strip); break;
+                case 3: add_rows<3>(rows, hidden, position_part[i], mask_part, strip); break;
+                case 2: add_rows<2>(rows, hidden, position_part[i], mask_part, strip); break;
+                case 1: add_rows<1>(rows, hidden, position_part[i], mask_part, strip); break;
+            }
+        }
+        if ((sample + count) % kSamples == 0 || sample + count == params.batch) {
+            for (int64_t i = 0; i < chunk.count; ++i) add_to(position_total + i * channels, position_part[i], strip);
+            add_to(mask_total, mask_part, strip);
         }
     }
 }
@@ -110,24 +162,19 @@ void sum_token(const AssembleBackwardParams& params, int64_t token, int64_t star
 template <class G, class V>
 void assemble_backward(const AssembleBackwardParams& params, int num_threads) {
     using A = accumulator_t<G>;
-    const int64_t tokens = params.num_tokens, channels = params.channels;
-    const int64_t chunks = (tokens + kTokensPerChunk - 1) / kTokensPerChunk;
+    const int64_t channels = params.channels, count = chunks(params.num_tokens);
     A* partial = static_cast<A*>(params.scratch);
     const int64_t bytes = kTokensPerChunk * params.batch * channels * int64_t{sizeof(G)};
-    parallel_for(num_threads, chunks, bytes, [&](int64_t chunk) {
-        const int64_t first = chunk * kTokensPerChunk;
-        std::fill_n(partial + chunk * channels, channels, A(0));
-        for (int64_t token = first; token < std::min(first + kTokensPerChunk, tokens); ++token) {
-            for (int64_t start = 0; start < channels; start += kStrip) {
-                sum_token<G, V, A>(params, token, start, std::min(kStrip, channels - start),
-                                   partial + chunk * channels + start);
-            }
+    parallel_for(num_threads, count, bytes, [&](int64_t chunk) {
+        for (int64_t start = 0; start < channels; start += kStrip) {
+            sum_chunk<G, V, A>(params, Chunk(chunk, params.num_tokens), start, std::min(kStrip, channels - start),
+                               partial + chunk * channels + start);
         }
     });
     A* mask_grad = static_cast<A*>(params.mask_grad);
     for (int64_t d = 0; d < channels; ++d) {
         double sum = 0;
-        for (int64_t chunk = 0; chunk < chunks; ++chunk) sum += static_cast<double>(partial[chunk * channels + d]);
+        for (int64_t chunk = 0; chunk < count; ++chunk) sum += static_cast<double>(partial[chunk * channels + d]);
         mask_grad[d] = static_cast<A>(sum);
     }
 }
