@@ -18,15 +18,15 @@ enum class Targets { kRaw, kNormalized, kMixed };  // mixed: tokens normalised, 
 
 constexpr int kRows = 8;
 
-// What one position needs, with the types resolved. T prediction, I image; kWhole: p and q are multiples of 8 and the
-// pixels of a row adjacent, so that every block is 8 x 8 values.
+// What one position needs, with the types resolved. T prediction, I image; kWhole: q is 8, p a multiple of 8 and the
+// pixels of a row adjacent, so that every block is 8 x 8 values, and adjacent in the token.
 template <class T, class I, Targets kTargets, bool kWhole>
 struct Terms {
     using A = accumulator_t<T>;
     using V = Lanes<A>;
 
-    const LossParams& params;
-    const Cube& cube;
+    LossParams params;
+    Cube cube;
     A token_factor, spectral_factor;  // of the gradient
 
     // Up to 8 rows of up to 8 values of one band of a token: where they begin, in the token and in the image.
@@ -36,6 +36,8 @@ struct Terms {
         int64_t rows() const { return kWhole ? kRows : num_rows; }
     };
 
+    int64_t patch_columns() const { return kWhole ? kLanes : cube.patch_columns; }
+
     bool is_scored(int64_t token) const {
         return params.mask[token] && (params.valid == nullptr || params.valid[token]);
     }
@@ -43,7 +45,7 @@ struct Terms {
     // Calls body(block) for the blocks of a token.
     template <class Body>
     void visit(Body body) const {
-        const int64_t rows = cube.patch_rows, columns = cube.patch_columns;
+        const int64_t rows = cube.patch_rows, columns = patch_columns();
         for (int64_t c = 0; c < cube.patch_bands; ++c) {
             for (int64_t r = 0; r < rows; r += kRows) {
                 for (int64_t k = 0; k < columns; k += kLanes) {
@@ -55,17 +57,9 @@ struct Terms {
         }
     }
 
-    V pixels(const I* corner, const Block& block, int64_t row) const {
-        const I* address = corner + block.pixel + row * cube.row_stride;
-        return kWhole ? load<A>(address) : load_some<A>(address, cube.column_stride, block.count);
-    }
-    V guesses(const T* token, const Block& block, int64_t row) const {
-        const T* address = token + block.value + row * cube.patch_columns;
-        return kWhole ? load<A>(address) : load_some<A>(address, 1, block.count);
-    }
-    void write(T* token, const Block& block, int64_t row, const V& lanes) const {
-        T* address = token + block.value + row * cube.patch_columns;
-        kWhole ? store<A>(address, lanes) : store_some<A>(address, lanes, block.count);
+    V read(const I* pixels, const Block& block) const {
+        const bool whole = kWhole || (block.count == kLanes && cube.column_stride == 1);
+        return whole ? load<A>(pixels) : load_some<A>(pixels, cube.column_stride, block.count);
     }
     // Lanes beyond a short row hold no pixel.
     static V only(const V& lanes, const Block& block) {
@@ -75,6 +69,18 @@ struct Terms {
         return some;
     }
 
+    // Calls body(row) for the rows of a block; unrolled, so that arrays over rows are registers. Bodies walk pointers
+    // from row to row: offsets of eight rows would fill the registers.
+    template <class Body>
+    static void for_rows(const Block& block, Body body) {
+        if constexpr (kWhole && std::is_same_v<T, A> && std::is_same_v<I, A>) {
+#pragma GCC unroll 8
+            for (int64_t j = 0; j < kRows; ++j) body(j);
+        } else {  // conversions of 16-bit values, eight times eight of them, would be code without end
+            for (int64_t j = 0; j < block.rows(); ++j) body(j);
+        }
+    }
+
     // Mean and 1/deviation of one target token. Two passes over pixels that stay in the cache: exact, and no
     // cancellation.
     void write_statistics(const I* corner, double* out) const {
@@ -82,7 +88,11 @@ struct Terms {
         const auto total = [&](auto term) {
             V sums[kRows] = {};
             visit([&](const Block& block) {
-                for (int64_t j = 0; j < block.rows(); ++j) sums[j] += term(block, pixels(corner, block, j));
+                const I* row = corner + block.pixel;
+                for_rows(block, [&](int64_t j) {
+                    sums[j] += term(block, read(row, block));
+                    row += cube.row_stride;
+                });
             });
             return sum<A>(((sums[0] + sums[4]) + (sums[2] + sums[6])) + ((sums[1] + sums[5]) + (sums[3] + sums[7])));
         };
@@ -95,88 +105,114 @@ struct Terms {
         out[1] = 1 / std::sqrt(squares / (values - 1) + static_cast<A>(kVarianceEpsilon));
     }
 
+    // One token of a position: where it is, and what its targets are scaled by.
+    struct Token {
+        const T* guess;
+        const I* corner;
+        T* gradient;
+        A mean, scale;
+        bool scored;  // never a zero factor instead: an invalid pixel may be NaN
+    };
+
     // Calls use(row, error, spectral error) for each row of a block of one token.
     template <class Use>
-    void errors(const Block& block, const T* guess, const I* corner, const double* statistics, Use use) const {
-        const A mean = kTargets == Targets::kRaw ? A(0) : static_cast<A>(statistics[0]);
-        const A scale = kTargets == Targets::kRaw ? A(1) : static_cast<A>(statistics[1]);
-        for (int64_t j = 0; j < block.rows(); ++j) {
-            const V raw = guesses(guess, block, j) - pixels(corner, block, j);
+    void errors(const Block& block, const Token& token, Use use) const {
+        const I* pixels = token.corner + block.pixel;
+        const T* guesses = token.guess + block.value;
+        for_rows(block, [&](int64_t j) {
+            const V pixel = read(pixels, block);
+            const V guess = kWhole ? load<A>(guesses) : load_some<A>(guesses, 1, block.count);
             if constexpr (kTargets == Targets::kRaw) {
-                use(j, raw, raw);
+                use(j, guess - pixel, guess - pixel);
             } else {
-                const V target = (pixels(corner, block, j) - mean) * scale;
-                const V error = only(guesses(guess, block, j) - target, block);
-                use(j, error, kTargets == Targets::kMixed ? raw : error);
+                const V error = only(guess - (pixel - token.mean) * token.scale, block);
+                use(j, error, kTargets == Targets::kMixed ? guess - pixel : error);
             }
-        }
+            pixels += cube.row_stride;
+            guesses += patch_columns();
+        });
     }
 
     // Adds the two sums of one position and writes its gradient.
     void position(int64_t sample, int64_t place, double& token_sum, double& spectral_sum) const {
-        const int64_t groups = cube.groups(), positions = cube.positions(), step = positions * cube.token_values();
+        const int64_t groups = cube.groups(), positions = cube.positions(), values = cube.token_values();
         const int64_t first = sample * cube.tokens() + place, group_stride = cube.patch_bands * cube.band_stride;
         const I* corner = static_cast<const I*>(params.image) + cube.token_offset(sample, place);
-        const T* prediction = static_cast<const T*>(params.prediction) + first * cube.token_values();
-        T* gradient = static_cast<T*>(params.gradient) + first * cube.token_values();
+        const T* prediction = static_cast<const T*>(params.prediction);
         double* statistics = params.scratch + loss_statistics_offset(cube) + 2 * first;
         bool complete = true;
         for (int64_t s = 0; s < groups; ++s) {
             complete = complete && (params.valid == nullptr || params.valid[first + s * positions]);
             if (kTargets != Targets::kRaw) write_statistics(corner + s * group_stride, statistics + 2 * s * positions);
         }
-        V token[2] = {}, spectral = {};
+        const auto token_of = [&](int64_t s) {
+            const int64_t id = first + s * positions;
+            Token token{prediction + id * values, corner + s * group_stride, nullptr, 0, 1, is_scored(id)};
+            if (params.gradient != nullptr) token.gradient = static_cast<T*>(params.gradient) + id * values;
+            if (kTargets != Targets::kRaw) {
+                token.mean = static_cast<A>(statistics[2 * s * positions]);
+                token.scale = static_cast<A>(statistics[2 * s * positions + 1]);
+            }
+            return token;
+        };
+        V squares = {}, spectral = {};
         visit([&](const Block& block) {
-            const auto errors_of = [&](int64_t s, auto use) {
-                errors(block, prediction + s * step, corner + s * group_stride, statistics + 2 * s * positions, use);
-            };
             V spectrum[kRows] = {};
             for (int64_t s = 0; s < groups; ++s) {
-                if (kWhole) prefetch_next(corner + s * group_stride, block);
-                const bool scored = is_scored(first + s * positions);  // no zero factor: an invalid pixel may be NaN
-                errors_of(s, [&](int64_t j, const V& error, const V& spectral_error) {
+                const Token token = token_of(s);
+                if (kWhole) prefetch_next(token.corner, block);
+                V part[2] = {};
+                errors(block, token, [&](int64_t j, const V& error, const V& spectral_error) {
                     spectrum[j] += spectral_error;
-                    if (scored) token[j % 2] += error * error;
+                    part[j % 2] += error * error;
                 });
+                if (token.scored) squares += part[0] + part[1];
             }
-            for (int64_t j = 0; j < block.rows(); ++j) {
-                if (complete) spectral += spectrum[j] * spectrum[j];
+            V part[2] = {};
+            for_rows(block, [&](int64_t j) {
+                if (complete) part[j % 2] += spectrum[j] * spectrum[j];
                 spectrum[j] = complete ? spectrum[j] * spectral_factor : V{};
-            }
+            });
+            spectral += part[0] + part[1];
             if (params.gradient == nullptr) return;
             for (int64_t s = 0; s < groups; ++s) {
-                T* out = gradient + s * step;
-                if (kWhole) prefetch_next(prediction + s * step, out, block);
-                if (is_scored(first + s * positions)) {
-                    errors_of(s, [&](int64_t j, const V& error, const V&) {
-                        write(out, block, j, error * token_factor + spectrum[j]);
-                    });
+                const Token token = token_of(s);
+                if (kWhole) prefetch_next(token.guess, token.gradient, block);
+                T* out = token.gradient + block.value;
+                const auto write = [&](const V& lanes) {
+                    kWhole ? store<A>(out, lanes) : store_some<A>(out, lanes, block.count);
+                    out += patch_columns();
+                };
+                if (token.scored) {
+                    errors(block, token,
+                           [&](int64_t j, const V& error, const V&) { write(error * token_factor + spectrum[j]); });
                 } else {
-                    for (int64_t j = 0; j < block.rows(); ++j) write(out, block, j, spectrum[j]);
+                    for_rows(block, [&](int64_t j) { write(spectrum[j]); });
                 }
             }
         });
-        token_sum += static_cast<double>(sum<A>(token[0] + token[1]));
+        token_sum += static_cast<double>(sum<A>(squares));
         spectral_sum += static_cast<double>(sum<A>(spectral));
     }
 
     // The same block of the position after the next, and of the next: too many streams for the machine to see coming.
     void prefetch_next(const I* corner, const Block& block) const {
-        for (int64_t j = 0; j < kRows; ++j) {
-            __builtin_prefetch(corner + block.pixel + j * cube.row_stride + 64 / sizeof(I));
-        }
+        const I* row = corner + block.pixel + 64 / sizeof(I);
+        for_rows(block, [&](int64_t) {
+            __builtin_prefetch(row);
+            row += cube.row_stride;
+        });
     }
     void prefetch_next(const T* token, T* out, const Block& block) const {
         const int64_t next = cube.token_values() + block.value;
-        for (int64_t at = next; at < next + kRows * kLanes; at += 64 / sizeof(T)) {
-            __builtin_prefetch(token + at);
-            __builtin_prefetch(out + at, 1);
-        }
+        prefetch<false>(token + next, kRows * kLanes);
+        prefetch<true>(out + next, kRows * kLanes);
     }
 };
 
 template <class T, class I, Targets kTargets, bool kWhole>
-SPECTRAL_SIMD void run_unit(const Terms<T, I, kTargets, kWhole>& terms, int64_t unit, double* partial) {
+SPECTRAL_SIMD void run_unit(const Terms<T, I, kTargets, kWhole>& shared, int64_t unit, double* partial) {
+    const Terms<T, I, kTargets, kWhole> terms = shared;  // no store of a gradient can be thought to reach it
     const int64_t units = loss_units_per_sample(terms.cube), first = unit % units * kUnitPositions;
     const int64_t end = std::min(first + kUnitPositions, terms.cube.positions());
     double token = 0, spectral = 0;
@@ -235,7 +271,7 @@ void run(const LossParams& params, int num_threads) {
         const Terms<T, I, kTargets, whole.value> terms{params, cube, token_factor, spectral_factor};
         parallel_for(num_threads, loss_units(cube), bytes, [&](int64_t unit) { run_unit(terms, unit, partial); });
     };
-    const bool whole = cube.column_stride == 1 && cube.patch_columns % kLanes == 0 && cube.patch_rows % kRows == 0;
+    const bool whole = cube.column_stride == 1 && cube.patch_columns == kLanes && cube.patch_rows % kRows == 0;
     whole ? run_units(std::true_type{}) : run_units(std::false_type{});
     double token = 0, spectral = 0;
     for (int64_t unit = 0; unit < loss_units(cube); ++unit) {
