@@ -37,8 +37,8 @@ def num_visible(num_tokens: int, mask_ratio: float) -> int:
 def _num_visible(op: str, num_tokens: int, mask_ratio: float) -> int:
     if not isinstance(mask_ratio, int | float):
         raise TypeError(f"{op}: expected mask_ratio as a number, got {mask_ratio!r}")
-    if isinstance(num_tokens, float):
-        raise TypeError(f"{op}: expected num_tokens as an int, got {num_tokens}")
+    if not hasattr(num_tokens, "__index__"):
+        raise TypeError(f"{op}: expected num_tokens as an int, got {num_tokens!r}")
     if not 0.0 <= mask_ratio < 1.0:
         raise ValueError(f"{op}: expected mask_ratio in [0, 1), got {mask_ratio}")
     return int(num_tokens * (1.0 - mask_ratio))

@@ -26,8 +26,8 @@ def check_patch(op: str, patch_size: Sequence[int]) -> tuple[int, int, int]:
 
 def sizes(op: str, name: str, value: Sequence[int]) -> Sequence[int]:
     """The argument, or our error where torch would speak of its own types."""
-    if isinstance(value, int):
-        raise TypeError(f"{op}: expected {name} of three sizes (bands, rows, columns), got {value}")
+    if isinstance(value, int) or not all(hasattr(size, "__index__") for size in value):
+        raise TypeError(f"{op}: expected {name} of three sizes (bands, rows, columns), got {value!r}")
     return value
 
 

@@ -73,10 +73,17 @@ WRONG: list[tuple[str, dict[str, Any], type[Exception], str]] = [
     ("random_cube_mask", {"mask_ratio": 1.0}, ValueError, "mask_ratio in [0, 1), got 1.0"),
     ("random_cube_mask", {"mask_ratio": None}, TypeError, "mask_ratio as a number, got None"),
     ("random_cube_mask", {"num_tokens": 16.0}, TypeError, "num_tokens as an int, got 16.0"),
+    ("random_cube_mask", {"num_tokens": None}, TypeError, "num_tokens as an int, got None"),
     ("random_cube_mask", {"seed": 1.5}, TypeError, "seed as an int or a 0-d int64 tensor, got 1.5"),
     ("random_cube_mask", {"step": 2**63}, ValueError, "step in [0, 2^63), got"),
     ("cube_mask_from_noise", {"mask_ratio": -0.5}, ValueError, "mask_ratio in [0, 1), got -0.5"),
     ("patchify3d", {"patch_size": 8}, TypeError, "patch_size of three sizes (bands, rows, columns), got 8"),
+    (
+        "patchify3d",
+        {"patch_size": (3.0, 8, 8)},
+        TypeError,
+        "patch_size of three sizes (bands, rows, columns), got (3.0, 8, 8)",
+    ),
     ("reconstruction_loss", {"token_weight": None}, TypeError, "token_weight as a float or a 0-d floating tensor"),
     ("cube_mask_from_noise", {"noise": zeros(16)}, ValueError, "noise of shape (B, L), got (16,)"),
     (
