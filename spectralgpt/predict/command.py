@@ -16,16 +16,22 @@ import torch
 from torch import Tensor
 
 import spectralgpt
-from spectralgpt.data.demo import demo_scene
-from spectralgpt.data.discover import find_scenes
+from spectralgpt.data.bands import SensorCard
 from spectralgpt.data.mask import Mask
-from spectralgpt.data.paths import local
 from spectralgpt.data.scene import Scene
 from spectralgpt.data.stack import Stack
 from spectralgpt.errors import UserError
 from spectralgpt.heads.base import TaskModel
 from spectralgpt.predict.device import choose_device
-from spectralgpt.predict.inputs import InputOptions, card_of, fingerprint, model_folder, normalize, open_scene
+from spectralgpt.predict.inputs import (
+    InputOptions,
+    card_of,
+    fingerprint,
+    model_folder,
+    normalize,
+    open_scene,
+    scenes_at,
+)
 from spectralgpt.predict.layers import NODATA, Layer, class_layer, label_layer, probability_layer
 from spectralgpt.predict.ranks import Ranks, processes
 from spectralgpt.predict.scene import predict_scene
@@ -87,7 +93,7 @@ def run_predict(arguments: Mapping[str, Any]) -> int:
     with processes() as ranks:
         device = choose_device(options.device, ranks.local_rank)
         model = model.to(device)
-        jobs = _jobs(options, model)
+        jobs = _jobs(options, model, card_of(model, inputs))
         failed = 0
         for paths, out in jobs:
             try:
@@ -176,12 +182,9 @@ def _predict(
         print(f"{out}: {what if is_new else 'is there already, made by the same settings'}", flush=True)
 
 
-def _jobs(options: PredictOptions, model: TaskModel) -> list[tuple[tuple[Path, ...], Path]]:
+def _jobs(options: PredictOptions, model: TaskModel, card: SensorCard) -> list[tuple[tuple[Path, ...], Path]]:
     """The scenes of each map, and where it goes."""
-    if list(options.scenes) == ["demo"]:
-        paths = [demo_scene().path]
-    else:
-        paths = [path for text in options.scenes for path in find_scenes(local(text))]
+    paths = [path for text in options.scenes for path in scenes_at(text, card)]
     if model.task == "change":
         if len(paths) != 2:
             raise UserError(f"scenes: expected two dates for a change detector, before and after, got {len(paths)}")

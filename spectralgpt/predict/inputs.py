@@ -17,6 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spectralgpt.data.bands import Band, SensorCard, sensor_card
+from spectralgpt.data.demo import demo_scene
+from spectralgpt.data.discover import find_scenes
 from spectralgpt.data.normalize import Normalization, Normalizer
 from spectralgpt.data.opening import Missing
 from spectralgpt.data.paths import local
@@ -107,14 +109,22 @@ def card_of(model: SpectralModel, options: InputOptions) -> SensorCard:
     return SensorCard("model", bands, (), by_wavelength=True).select(names)
 
 
+def scenes_at(path: str | Path, card: SensorCard) -> list[Path]:
+    """The scenes that a path stands for: itself, or those in a folder; "demo" is the demo scene.
+
+    Raises:
+        UserError: there is none.
+    """
+    return [demo_scene().path] if path == "demo" else find_scenes(path, CARDS.get(card.name, card))
+
+
 def open_scene(path: str | Path, card: SensorCard, options: InputOptions, name: str | None = None) -> Scene:
     """A scene with the bands of `card_of` in the model's order.
 
     Raises:
         UserError: a band is missing, or the path does not serve.
     """
-    full = sensor_card(options.sensor) if options.sensor else CARDS.get(card.name, card)
-    return Scene.open(path, full, card.names, options.band_order, name, missing=options.missing)
+    return Scene.open(path, CARDS.get(card.name, card), card.names, options.band_order, name, missing=options.missing)
 
 
 def normalize(scene: Scene, model: SpectralModel, options: InputOptions) -> Normalization:

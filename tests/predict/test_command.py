@@ -15,11 +15,13 @@ from rasterio.errors import NotGeoreferencedWarning
 import spectralgpt
 from spectralgpt.cli import main
 from spectralgpt.data.bands import SENTINEL2
+from spectralgpt.data.sensors import LANDSAT_OLI_TIRS
 from spectralgpt.errors import UserError
 from spectralgpt.heads.base import TaskModel
 from spectralgpt.predict.command import load_task_model, probabilities_of
 from spectralgpt.predict.inputs import InputOptions, card_of, normalize, open_scene
 from tests.data.rasters import UTM, at, band_folder, noise, write
+from tests.data.test_products import landsat, safe
 
 BANDS = ("B04", "B03", "B02")
 SMALL = {"image_size": 16, "bands": SENTINEL2.select(BANDS), "embed_dim": 16, "depth": 1, "num_heads": 2}
@@ -245,3 +247,18 @@ def test_models_of_other_bands(tmp_path):
         card_of(model, InputOptions(bands=("B02",)))
     with pytest.raises(UserError, match="name it with --sensor"):
         card_of(model, InputOptions(bands=("x", "y", "z")))
+
+
+def test_product_folders(tmp_path, folder):
+    """A SAFE folder's bands have 10, 20 and 60 m; the map has the finest grid of those that the model needs."""
+    out = tmp_path / "map.tif"
+    assert predict(safe(tmp_path / "in"), "--model", folder("segmentation", "none"), "--out", out) == 0
+    with rasterio.open(out) as file:
+        assert file.shape == (12, 12) and file.transform == at(10)
+    small = {**SMALL, "bands": LANDSAT_OLI_TIRS.select(("B2", "B3", "B4"))}
+    model = spectralgpt.create_segmenter("tiny", 3, **small)
+    model.normalization = {"method": "none", "band_names": ["B2", "B3", "B4"]}
+    model.save_pretrained(tmp_path / "run8")
+    assert predict(landsat(tmp_path / "in8"), "--model", tmp_path / "run8", "--out", tmp_path / "map8.tif") == 0
+    with rasterio.open(tmp_path / "map8.tif") as file:
+        assert file.transform.a == 30
