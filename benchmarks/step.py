@@ -27,7 +27,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from contestants import MASK_RATIO, Alone, Apart, Step, build, ours, random_image, release, seconds
+from contestants import CLOCKS, MASK_RATIO, Alone, Apart, Step, build, ours, random_image, release, seconds
 from rivals import ModernAutoencoder, PlainAutoencoder
 
 import spectralgpt
@@ -98,7 +98,7 @@ def timed(
             for step in running.values():
                 step.seconds()
         for _ in range(args.rounds):
-            rates.append(gemm_rate.__wrapped__(args.device, getattr(torch, args.dtype)))
+            rates.append(gemm_rate.__wrapped__(args.device, getattr(torch, args.dtype), CLOCKS[args.clock]))
             for name, step in running.items():
                 times[name].append(step.seconds())
         if cuda:
@@ -171,6 +171,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--batches", type=int, nargs="+", help="among which the published step's best is looked for")
     parser.add_argument("--image-size", type=int, default=96)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--clock", default="wall", choices=CLOCKS, help="cpu: with --threads 1 on a busy machine")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--dtype", default="float32", choices=list(LOW))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -62,10 +63,10 @@ def _block(tokens: int, dim: int, mlp_ratio: float) -> int:
 
 
 @functools.cache
-def gemm_rate(device_type: str, dtype: torch.dtype) -> float:
+def gemm_rate(device_type: str, dtype: torch.dtype, clock: Callable[[], float] = time.perf_counter) -> float:
     """FLOPs per second of a large square matrix product, the best of a few; measured once per process.
 
-    On the CPU with the threads that PyTorch has at the time. No generator is touched.
+    On the CPU with the threads that PyTorch has at the time. No generator is touched. `clock` gives seconds.
     """
     size = _GEMM_SIZE.get(device_type, 1024)
     ramp = torch.linspace(-1, 1, size * size, device=device_type).view(size, size)  # zeros would run faster on a GPU
@@ -75,10 +76,10 @@ def gemm_rate(device_type: str, dtype: torch.dtype) -> float:
         if spent > _GEMM_SECONDS:  # a CPU without instructions for this dtype
             break
         _wait(device_type)
-        start = time.perf_counter()
+        start = clock()
         torch.mm(left, right)
         _wait(device_type)
-        seconds = time.perf_counter() - start
+        seconds = clock() - start
         best, spent = min(best, seconds), spent + seconds
     return 2.0 * size**3 / best
 
