@@ -52,6 +52,8 @@ class HeadConfig:
         width: channels of the decoder, or of the MLP's hidden layer; by default it follows the encoder's width.
         compare: how two dates meet: "absolute" difference (either order of dates gives the same), signed
             "difference" (before - after, as published), or "concat" (both dates and their difference).
+        standardize: bring each feature to mean 0 and deviation 1 over the training images before the last layers (batch
+            normalisation without weights, as He et al. 2022 probe masked autoencoders); for labels.
     """
 
     task: str
@@ -65,6 +67,7 @@ class HeadConfig:
     dropout: float = -1.0
     width: int = 0
     compare: str = ""
+    standardize: bool = False
 
     def __post_init__(self) -> None:
         """Completes what was left open, brings lists to tuples, and checks every value."""
@@ -85,6 +88,8 @@ class HeadConfig:
                 "pool_skip_first: expected a classifier with spectral_pool mean, got "
                 f"task {self.task} with {self.spectral_pool}"
             )
+        if self.standardize and self.dense:
+            raise UserError(f"standardize: expected a classifier, got task {self.task}")
         if not isinstance(self.ignore_index, int) or 0 <= self.ignore_index < self.num_classes:
             raise UserError(
                 f"ignore_index: expected a number that is no class of {self.num_classes}, got {self.ignore_index!r}"

@@ -18,6 +18,17 @@ from spectralgpt.heads.features import SpectralPool, by_group
 from spectralgpt.models.config import ModelConfig
 
 
+class Standardize(nn.BatchNorm1d):
+    """Batch normalisation that takes a batch of one as it takes those of an evaluation."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, D) -> (B, D)."""
+        if self.training and len(features) == 1:
+            return nn.functional.batch_norm(features, self.running_mean, self.running_var, eps=self.eps)
+        normalised: Tensor = super().forward(features)
+        return normalised
+
+
 class Classifier(TaskModel):
     """One label per image, or several."""
 
@@ -29,7 +40,10 @@ class Classifier(TaskModel):
         super().__init__(config, head_config)
         self.pool = SpectralPool(head_config.spectral_pool, len(config.groups))
         self.dropout = nn.Dropout(head_config.dropout)
+        self.standardize: nn.Module = nn.Identity()
         features = self.pool.channels(config.embed_dim)
+        if head_config.standardize:
+            self.standardize = Standardize(features, eps=1e-6, affine=False)
         self.head: nn.Module = nn.Linear(features, head_config.num_classes)
         last = self.head
         if head_config.head == "mlp":
@@ -51,7 +65,7 @@ class Classifier(TaskModel):
         Raises:
             UserError: wrong band count, or a size that the patch does not divide: padding would change the average.
         """
-        logits: Tensor = self.head(self.dropout(self.embed(image)))
+        logits: Tensor = self.head(self.dropout(self.standardize(self.embed(image))))
         return logits
 
     def embed(self, image: Tensor) -> Tensor:

@@ -96,6 +96,8 @@ def place(config: RunConfig, model: SpectralModel, device: torch.device, snapsho
                     continue
                 like = parameter if values[name].dim() else torch.empty((), device=device)
                 optimizer.state[parameter][key] = distributed.spread(values[name], like)
+        for name, buffer in model.named_buffers():  # statistics; the same in every process
+            buffer.copy_(snapshot.weights[name])
     if config.speed.compile:
         model.compile()
     wrapped: nn.Module = model

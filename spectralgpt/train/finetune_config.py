@@ -21,6 +21,8 @@ class HeadSection:
         dropout: before the last layer; null is the head's own choice.
         width: channels of the decoder or of the MLP; 0 follows the encoder's.
         compare: how two dates meet; null is the head's own choice.
+        standardize: bring each feature to mean 0 and deviation 1 over the training images, for linear probes of a
+            frozen encoder; for labels of whole images.
     """
 
     head: Literal["linear", "mlp", "pyramid", "published"] | None = None
@@ -29,6 +31,7 @@ class HeadSection:
     dropout: float | None = None
     width: int = 0
     compare: Literal["absolute", "difference", "concat"] | None = None
+    standardize: bool = False
 
 
 @dataclass(frozen=True)

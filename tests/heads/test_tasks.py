@@ -93,6 +93,7 @@ def test_head_config_survives_json():
         ({"spectral_pool": "max"}, "spectral_pool: expected one of mean, concat, learned, got 'max'"),
         ({"pool_skip_first": True, "spectral_pool": "concat"}, "pool_skip_first: expected a classifier with"),
         ({"task": "segmentation", "pool_skip_first": True}, "pool_skip_first: expected a classifier"),
+        ({"task": "segmentation", "standardize": True}, "standardize: expected a classifier"),
         ({"num_clases": 3}, "head: expected one of .*, got 'num_clases'; did you mean num_classes"),
     ],
 )
@@ -142,3 +143,26 @@ def test_unknown_fields_are_named_with_the_nearest():
 def test_two_dates_of_different_shapes():
     with pytest.raises(UserError, match=r"after: expected the shape \(1, 12, 32, 32\) of the image before, got"):
         change_detector()(torch.rand(1, 12, 32, 32), torch.rand(1, 12, 32, 40))
+
+
+def test_standardised_features_learn_what_hardly_differs(tmp_path):
+    """Features a thousandth apart on a large common part, as short pretraining leaves them: seen once standardised."""
+    torch.manual_seed(0)
+    label = torch.arange(64) % 2
+    features = 5 + torch.randn(1, 48) + 1e-3 * (torch.randn(64, 48) + 3 * label[:, None])
+    learnt = {}
+    for standardize in (False, True):
+        model = classifier(standardize=standardize)
+        optimizer = torch.optim.AdamW([*model.head.parameters()], 3e-2, weight_decay=0.0)
+        for _ in range(40):
+            loss = torch.nn.functional.cross_entropy(model.head(model.standardize(features)), label)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        learnt[standardize] = loss.item()
+    assert learnt[True] < 0.1 < 0.5 < learnt[False]
+    one = model.standardize(features[:1])  # a last piece of one image
+    model.eval().save_pretrained(tmp_path)
+    assert torch.equal(one, model.standardize(features[:1]))
+    loaded = spectralgpt.from_pretrained(tmp_path).eval()
+    assert torch.equal(loaded.standardize(features), model.standardize(features)), "statistics travel with the weights"
