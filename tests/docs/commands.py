@@ -102,17 +102,21 @@ def shortened(arguments: list[str]) -> list[str]:
     is_eurosat = any("eurosat" in word.lower() for word in words)
     if is_eurosat and words[:2] == ["spectralgpt", "prepare"]:
         words += ["--option", "fraction=0.01"]
+    if "evaluate" in words[:2] and "EuroSAT" in words:
+        words += ["--data.options", "[fraction=0.01]"]
     if not _is_training(words) or {"--help", "--print_config", "--resume"} & set(words):
         return words
     config = words[words.index("--config") + 1] if "--config" in words else "configs/quickstart.yaml"
     recipe = yaml.safe_load((ROOT / config).read_text()) if (ROOT / config).is_file() else {"stages": [{}]}
-    words += ["--model.name", "tiny", "--threads", "1", "--device", "cpu", "--validate_every", "0"]
+    words += "--model.name tiny --threads 1 --device cpu --validate_every 0 --data.num_workers 0".split()
+    if recipe.get("head", {}).get("head") in ("published", "pyramid"):
+        words += ["--head.width", "16"]
     for i in range(len(recipe.get("stages", [{}]))):
         small = {"steps": 1, "epochs": 0, "warmup_steps": 0, "warmup_epochs": 0, "batch_size": 2, "accumulate": 1}
         for key, value in {**small, "image_size": 16 + 8 * i}.items():
             words += [f"--stages.{i}.{key}", str(value)]
         words += [f"--stages.{i}.micro_batch", "null"]
-    if is_eurosat and "shards" not in words:
+    if is_eurosat and not {"shards", "--data.options"} & set(words):
         words += ["--data.options", "[fraction=0.01]"]
     if "--data.root" not in words and recipe.get("data", {}).get("root", "demo") == "demo":
         words += ["--data.root", "SCENE"]

@@ -30,6 +30,8 @@ def run(command: Command, world: World, capsys: pytest.CaptureFixture[str]) -> N
     """Runs one command: of this package in this process, everything else as it is."""
     words = shortened(Command("", 0, world.prepared(command.text)).arguments)
     world.prepared(" ".join(words))
+    if "--config" in words and (ROOT / (config := words[words.index("--config") + 1])).is_file():
+        world.prepared((ROOT / config).read_text())
     where = f"{command.page}:{command.line}: {' '.join(words)}"
     if words[0] == "spectralgpt":
         code, output = _in_process(words[1:], capsys)
@@ -48,7 +50,10 @@ def run(command: Command, world: World, capsys: pytest.CaptureFixture[str]) -> N
 
 
 def _in_process(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
-    code = cli.main(arguments)
+    try:
+        code = cli.main(arguments)
+    except SystemExit as end:  # --help
+        code = int(end.code or 0)
     captured = capsys.readouterr()
     return code, captured.out + captured.err
 

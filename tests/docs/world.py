@@ -15,7 +15,7 @@ from spectralgpt.data.bands import SENTINEL2, SENTINEL2_12
 from spectralgpt.data.datasets.oscd import TEST, TRAIN
 from spectralgpt.data.splits import eurosat as eurosat_split
 from tests.data.datasets import archives
-from tests.data.rasters import noise, write
+from tests.data.rasters import at, noise, write
 from tests.docs.commands import ROOT, shortened
 
 _SIZE = (64, 160)
@@ -121,9 +121,9 @@ def finetuned(path: Path) -> None:
     from spectralgpt import cli
 
     world = World(path.parents[1], "", is_new=False)
-    command = f"spectralgpt train --config configs/{path.name}.yaml --model.weights RUN --data.root data/EuroSAT_MS"
-    world.prepared(command)
-    assert cli.main(shortened(command.split())[1:]) == 0
+    words = f"spectralgpt train --config configs/{path.name}.yaml --model.weights RUN".split()
+    world.prepared(" ".join([*words, "data/EuroSAT_MS"]))
+    assert cli.main(shortened(words)[1:]) == 0
 
 
 def eurosat_shards(path: Path) -> None:
@@ -134,6 +134,57 @@ def eurosat_shards(path: Path) -> None:
     eurosat(source)
     options = ["--dataset", "eurosat", "--split", "train", "--option", "fraction=0.01", "--workers", "1"]
     assert cli.main(["prepare", "shards", str(source), str(path), *options]) == 0
+
+
+def places(path: Path) -> None:
+    """Own pairs of dates, in OSCD's layout."""
+    for name in ("place_a", "place_b", "place_c", "place_d"):
+        archives.oscd_city(path, name, ((128, 128), (128, 128)))
+        codes = np.ones((128, 128), np.uint8)
+        codes[:30, :30] = 2
+        archives.label_tif(path / name / "cm" / "cm.tif", codes)
+
+
+def table(path: Path, labels: tuple[str, ...]) -> None:
+    """Own images with a table of labels and splits."""
+    lines = ["path,label,split"]
+    for number, label in enumerate(labels * 6):
+        write(path / f"{number}.tif", smooth(13, 32, 32, seed=number), SENTINEL2.names)
+        lines.append(f"{number}.tif,{label},{('train', 'val', 'test')[number // len(labels) % 3]}")
+    (path / "labels.csv").write_text("\n".join(lines) + "\n")
+
+
+def single_labels(path: Path) -> None:
+    """One label an image."""
+    table(path, ("forest", "water", "town"))
+
+
+def several_labels(path: Path) -> None:
+    """Several labels an image."""
+    table(path, ("forest;water", "water", "town;forest"))
+
+
+def label_rasters(path: Path) -> None:
+    """Own images and label rasters in two folders, each image at a place of its own."""
+    for number in range(24):
+        grid = {"transform": at(10, 500_000 + 1000 * number)}
+        write(path / "images" / f"{number}.tif", smooth(4, 32, 32, seed=number), ("B02", "B03", "B04", "B08"), **grid)
+        write(path / "labels" / f"{number}.tif", noise(1, 32, 32, low=0, high=4, dtype=np.uint8), **grid)
+
+
+def recipe(path: Path) -> None:
+    """A recipe of one small stage."""
+    path.write_text("name: recipe\ndata: {root: SCENE}\nstages: [{image_size: 16, steps: 1, batch_size: 2}]\n")
+
+
+def pretraining(path: Path) -> None:
+    """A run that ended, with its checkpoints."""
+    from spectralgpt import cli
+
+    world = World(path.parents[1], "", is_new=False)
+    words = [*shortened(["spectralgpt", "train"]), "--name", path.name]
+    world.prepared(" ".join(words))
+    assert cli.main(words[1:]) == 0
 
 
 MAKERS: dict[str, Callable[[Path], None]] = {
@@ -152,6 +203,7 @@ MAKERS: dict[str, Callable[[Path], None]] = {
     "data/SegMunich": segmunich,
     "data/fmow-sentinel": fmow,
     "data/bigearthnet": bigearthnet,
+    "RECIPE": recipe,
     "RUN": run_of,
     "RUN_OR_FILE": run_of,
     "runs/NAME": run_of,
@@ -163,7 +215,12 @@ MAKERS: dict[str, Callable[[Path], None]] = {
 
 OF_PAGE: dict[str, dict[str, Callable[[Path], None]]] = {
     "evaluation.md": {"FOLDER": change_model, "runs/finetune_eurosat": finetuned},
+    "training.md": {"runs/NAME": pretraining},
     "shards.md": {"OUT": eurosat_shards},
+    "change.md": {"FOLDER": places},
+    "classification.md": {"FOLDER": single_labels},
+    "multilabel.md": {"FOLDER": several_labels},
+    "segmentation.md": {"FOLDER": label_rasters},
 }
 """Names that mean something else there, or that stand for an output elsewhere."""
 
