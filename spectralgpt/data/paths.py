@@ -30,8 +30,9 @@ def inside(root: Path, text: object) -> Path:
         raise UserError(f"{root}: expected plain paths below this folder, such as images/a.tif, got {_shown(text)}")
     path = root / text
     try:
-        real = path.resolve() if path.is_symlink() else _real(path.parent)
-        is_inside = real.is_relative_to(_real(root))
+        # Absolute before they meet the cache: what a relative path means changes with the working directory.
+        real = path.resolve() if path.is_symlink() else _real(path.parent.absolute())
+        is_inside = real.is_relative_to(_real(root.absolute()))
     except (OSError, RuntimeError) as error:  # a loop of links, a folder closed to us, a path too long
         raise UserError(f"{root}: expected paths that can be followed, got {_shown(text)}") from error
     if not is_inside:

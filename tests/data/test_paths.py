@@ -345,3 +345,13 @@ def test_band_lists_are_no_paths(trap, text):
     with pytest.raises(UserError) as caught:
         Scene.open(trap.good, SENTINEL2, [trap.fill(text)])
     assert "\n" not in str(caught.value)
+
+
+def test_relative_roots_follow_the_working_directory(tmp_path, monkeypatch):
+    for name, text in (("one", "a.tif"), ("two", "deep/b.tif")):
+        (tmp_path / name / "images" / "deep").mkdir(parents=True)
+        monkeypatch.chdir(tmp_path / name)
+        assert inside(Path("images"), text) == Path("images") / text
+    (tmp_path / "two" / "images" / "away").symlink_to(tmp_path / "one" / "images")
+    with pytest.raises(UserError, match="got the link"):
+        inside(Path("images"), "away/x.tif")
