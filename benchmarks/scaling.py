@@ -95,7 +95,8 @@ def main() -> int:
     print(f"one process {min(alone):.3f} s, {args.processes} processes {together:.3f} s: {efficiency:.0%}")
     if args.out:
         result = {"alone_s": alone, "together_s": together, "efficiency": efficiency, "torch": torch.__version__}
-        args.out.write_text(json.dumps({**vars(args), **result}, indent=2, default=str) + "\n", encoding="utf-8")
+        settings = {key: value for key, value in vars(args).items() if key not in ("image", "out", "child")}
+        args.out.write_text(json.dumps({**settings, **result}, indent=2) + "\n", encoding="utf-8")
     return 0
 
 
