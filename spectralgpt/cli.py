@@ -220,19 +220,21 @@ def info(arguments: Sequence[str]) -> int:
     parser.add_argument("root", nargs="?", type=Path, help="folder of a data set; versions and devices without it")
     parser.add_argument("--dataset", help="its kind (default: told from the folder)")
     parser.add_argument("--split", help="only this split")
-    parser.add_argument("--bands", help="names with commas between (default: the data set's own)")
+    parser.add_argument("--bands", nargs="+", metavar="NAME", help="in this order (default: the data set's own)")
     parser.add_argument("--sample", type=int, default=200, help="how many images to read (default: 200)")
     parser.add_argument("--sheet", type=Path, help="the contact sheet (default: DATASET-SPLIT.png in this folder)")
     parser.add_argument("-o", "--option", action="append", default=[], help="KEY=VALUE of the data set, repeatable")
     options = parser.parse_args(arguments)
     if options.root is not None:
-        from spectralgpt.data.report import dataset_report, parse_options
+        from spectralgpt.data.report import dataset_report, parse_names, parse_options
 
-        bands = options.bands.split(",") if options.bands else None
+        bands = parse_names(options.bands)
         chosen, settings = (options.root, options.dataset, options.split, bands), parse_options(options.option)
         for line in dataset_report(*chosen, settings, sample=options.sample, sheet=options.sheet):
             print(line, flush=True)
         return 0
+    if options.bands:  # which take every word behind them
+        parser.error("expected the folder before --bands, got none")
     import torch
 
     import spectralgpt

@@ -42,7 +42,7 @@ def raster_driver(path: Path) -> str | None:
     """The GDAL driver for a file by its content, or None: it is no TIFF, JPEG 2000 file or ENVI header."""
     if not path.is_file():  # opening a pipe waits for a writer
         return None
-    with path.open("rb") as file:
+    with path.open("rb", buffering=0) as file:
         start = file.read(12)
     return next((driver for magic, driver in _SIGNATURES.items() if start.startswith(magic)), None)
 

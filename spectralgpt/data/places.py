@@ -127,19 +127,19 @@ def _numbers_by_name(header: Header, card: SensorCard, band_order: Sequence[str]
     count, path = len(header.descriptions), header.path
     if band_order is not None:
         if len(band_order) != count:
-            raise UserError(f"{path}: data.band_order names {len(band_order)} bands, the file has {count}")
+            raise UserError(f"{path}: band_order names {len(band_order)} bands, the file has {count}")
         names = [None if name == "-" else card.canonical(name) for name in band_order]
     else:
         names = [None if text is None else card.find(text) for text in header.descriptions]
         if not any(names):
-            raise UserError(
-                f"{path}: expected band names in the {count} band descriptions, found none; name the bands "
-                f"in data.band_order, out of {' '.join(card.names)}, or - for one to pass over"
-            )
+            way_out = f"name the bands in band_order, out of {' '.join(card.names)}, or - for one to pass over"
+            if any(header.wavelengths):
+                way_out = "choose a sensor whose bands go by wavelength, as the file's tags do: enmap or hyperspectral"
+            raise UserError(f"{path}: expected band names in the {count} band descriptions, found none; {way_out}")
     numbers: dict[str, int] = {}
     for number, name in enumerate(names, start=1):
         if name is not None and numbers.setdefault(name, number) != number:
-            raise UserError(f"{path}: band {name} is there twice, as {numbers[name]} and {number}; use data.band_order")
+            raise UserError(f"{path}: band {name} is there twice, as {numbers[name]} and {number}; use band_order")
     return numbers
 
 

@@ -10,6 +10,7 @@ error.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import warnings
@@ -121,9 +122,12 @@ def read_window(
     with _blaming(header.path):
         file = _open(header.path, header.stamp, os.getpid())
         pixels = file.read(list(numbers), window=window)
-        if not header.has_mask:
-            return pixels, np.ones(pixels.shape, bool)
-        return pixels, file.read_masks(list(numbers), window=window) != 0
+        valid = np.ones(pixels.shape, bool)
+        if header.has_mask:
+            np.not_equal(file.read_masks(list(numbers), window=window), 0, out=valid)
+        if (height, width) == header.shape:
+            _close(header)
+        return pixels, valid
 
 
 def write_geotiff(
@@ -233,9 +237,27 @@ def _header(path: Path, stamp: tuple[int, int]) -> Header:
     )
 
 
-@lru_cache(maxsize=_OPEN_FILES)
+_handles: dict[tuple[Path, tuple[int, int], int], DatasetReader] = {}
+
+
 def _open(path: Path, stamp: tuple[int, int], process: int) -> DatasetReader:
     """An open, checked file; the key makes every process and every version of a file open its own handle."""
+    key = path, stamp, process
+    file = _handles.pop(key, None)
+    _handles[key] = file = _opened(path, stamp) if file is None else file  # those used last come last
+    if len(_handles) > _OPEN_FILES:
+        _handles.pop(next(iter(_handles)), None)
+    return file
+
+
+def _close(header: Header) -> None:
+    """Ends what `_open` keeps: a file read whole is done with, and a hundred idle handles slow the next ones down."""
+    file = _handles.pop((header.path, header.stamp, os.getpid()), None)
+    if file is not None:
+        file.close()
+
+
+def _opened(path: Path, stamp: tuple[int, int]) -> DatasetReader:
     if _stamp(path) != stamp:
         raise UserError(f"{path}: expected the file whose header was read, got another; do not write while others read")
     driver = raster_driver(path)
@@ -294,7 +316,8 @@ def _transform(path: Path, file: DatasetReader) -> Any:  # noqa: ANN401 - an aff
     transform = file.transform
     if transform.is_identity:
         return None
-    if not (np.isfinite(transform).all() and np.isfinite(transform.determinant) and transform.determinant):
+    area = transform.determinant
+    if not (all(map(math.isfinite, transform)) and math.isfinite(area) and area):
         raise UserError(f"{path}: expected a geotransform with pixels of some size, got {tuple(transform)[:6]}")
     return transform
 

@@ -56,6 +56,9 @@ def spectra(
     for i, (own, gdal) in enumerate(zip(bands, imagery, strict=True)):
         tags = {key: values[i] for key, values in lists.items() if len(values) == len(bands)}
         tags |= {key.lower(): value for key, value in own.items()}
+        if not tags and not gdal:
+            found.append(Spectrum(None, None, True))
+            continue
         unit = tags.get("wavelength_units") or tags.get("wavelength_unit") or envi.get("wavelength_units", "")
         centre, width = _number(tags.get("wavelength")), _number(tags.get("fwhm"))
         divisor = _divisor(unit, centre)

@@ -75,7 +75,7 @@ def tiff(tags):
         ({"tile_width": 32768, "tile_height": 32768}, "blocks of at most 64 MiB"),
         ({"tile_width": 2048, "tile_height": 2048, "samples": 64}, "blocks of at most 64 MiB"),
         ({"width": 1000000, "height": 1000000}, "at most 34359738368 pixels"),
-        ({"samples": 60000}, "1 to 1024 bands"),
+        ({"samples": 60000}, "1 to 8192 bands"),
     ],
 )
 def test_headers_that_claim_gigabytes_are_refused(tmp_path, tags, message):
@@ -138,10 +138,23 @@ def test_worker_processes_open_files_of_their_own(tmp_path, start):
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_shared_handles_would_read_wrong_pixels(tmp_path, monkeypatch):
-    opened = raster._open.__wrapped__
-    shared = lru_cache(lambda path, stamp: opened(path, stamp, 0))
+    shared = lru_cache(raster._opened)
     monkeypatch.setattr(raster, "_open", lambda path, stamp, process: shared(path, stamp))
     assert _wrong_reads_of_workers(tmp_path / "a.tif", "fork") > 0
+
+
+def test_files_stay_open_until_read_whole_and_a_hundred_at_most(tmp_path, monkeypatch):
+    monkeypatch.setattr(raster, "_OPEN_FILES", 3)
+    monkeypatch.setattr(raster, "_handles", {})
+    pixels = noise(1, 8, 8)
+    headers = [read_header(write(tmp_path / f"{n}.tif", pixels)) for n in range(4)]
+    kept = [path.stem for path, _, _ in raster._handles]
+    assert kept == ["1", "2", "3"]
+    read_window(headers[1], [1], 0, 0, 4, 8)
+    assert [path.stem for path, _, _ in raster._handles] == ["2", "3", "1"]
+    for _ in range(2):
+        np.testing.assert_array_equal(read_window(headers[2], [1], 0, 0, 8, 8)[0], pixels)
+        assert [path.stem for path, _, _ in raster._handles] == ["3", "1"]
 
 
 def test_write_geotiff_is_tiled_named_and_all_or_nothing(tmp_path):

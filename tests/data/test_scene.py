@@ -52,8 +52,16 @@ def test_positions_are_never_guessed(tmp_path):
     """EuroSAT has all 13 bands and no descriptions, but not in the card's order."""
     path = write(tmp_path / "a.tif", noise(13, 8, 8))
     with pytest.raises(
-        UserError, match=r"13 band descriptions, found none; .* data\.band_order, .* B8A B09 B10 B11 B12"
+        UserError, match=r"13 band descriptions, found none; name the bands in band_order, .* B8A B09 B10 B11 B12"
     ):
+        Scene.open(path, SENTINEL2)
+
+
+def test_wavelengths_without_names_point_to_the_sensors_that_go_by_them(tmp_path):
+    path = write(tmp_path / "a.tif", noise(2, 8, 8))
+    with rasterio.open(path, "r+") as file:
+        file.update_tags(1, wavelength="665", wavelength_units="nm")
+    with pytest.raises(UserError, match="found none; choose a sensor whose bands go by wavelength"):
         Scene.open(path, SENTINEL2)
 
 
@@ -62,7 +70,7 @@ def test_band_order_names_the_bands_of_a_file(tmp_path):
     path = write(tmp_path / "a.tif", pixels)
     scene = Scene.open(path, SENTINEL2, ("B8A", "B02"), band_order=("B2", "-", "B03", "B08A"))
     np.testing.assert_array_equal(whole(scene)[0], pixels[[3, 0]])
-    with pytest.raises(UserError, match=r"data\.band_order names 3 bands, the file has 4"):
+    with pytest.raises(UserError, match=r"band_order names 3 bands, the file has 4"):
         Scene.open(path, SENTINEL2, band_order=ORDER[:3])
     with pytest.raises(UserError, match="'B99': expected a band of sentinel2"):
         Scene.open(path, SENTINEL2, band_order=("B99", "B02", "B03", "B04"))

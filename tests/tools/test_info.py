@@ -60,7 +60,7 @@ def test_problems_are_told_once_for_each_kind(tmp_path, capsys):
 
 
 def test_masks_give_shares_of_pixels(tmp_path, capsys):
-    lines = info(capsys, segmunich(tmp_path / "data"), "--split", "train", "--bands", "B02,B03,B04")
+    lines = info(capsys, segmunich(tmp_path / "data"), "--split", "train", "--bands", "B02,B03", "B04")
     assert lines[0].startswith("SegMunich in ") and lines[1] == "bands: B02 B03 B04"
     shares = [line for line in lines if "% of the pixels" in line]
     assert len(shares) == 13 and shares[1].endswith("% of the pixels: Arable land")
@@ -99,6 +99,11 @@ def test_mistakes_are_one_line(tmp_path, capsys, arguments, message):
     archives.eurosat(tmp_path / "data", numbers=(1, 2), size=8)
     err = info(capsys, tmp_path / "data", *arguments, code=2)
     assert err.startswith(message) and err.count("\n") == 1
+
+
+def test_bands_in_front_of_the_folder_do_not_hide_it(capsys):
+    assert main(["info", "--bands", "B02", "B03", "some/folder"]) == 2
+    assert capsys.readouterr().err.startswith("error: expected the folder before --bands, got none")
 
 
 def test_options_are_yaml():

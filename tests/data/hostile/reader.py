@@ -96,7 +96,7 @@ def _serve(pipe, weaken):
     pipe.send("ready")
     while True:
         case = pipe.recv()
-        raster._open.cache_clear()
+        raster._handles.clear()
         trim(0)
         Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
         before, start = _status("VmRSS"), time.process_time()
@@ -164,7 +164,7 @@ def check(pixels, valid, shape, dtype):
 def change(path, how):
     """What others do to a file between its header and its pixels."""
     if how.endswith("-reopened"):
-        raster._open.cache_clear()
+        raster._handles.clear()
     match how.removesuffix("-reopened"):
         case "delete":
             path.unlink()
