@@ -125,6 +125,7 @@ def best_threshold(values: Floats, changed: NDArray[np.bool_]) -> float:
     order = np.argsort(-values)
     hits = np.cumsum(changed[order])
     f1 = 2 * hits / (np.arange(1, len(order) + 1) + changed.sum())
+    f1[:-1][np.diff(values[order]) == 0] = 0  # of equal values all are changed or none
     return float(values[order[f1.argmax()]])
 
 
