@@ -68,7 +68,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--tune-epochs", type=int, default=30, help="of fine-tuning; 0 leaves it out (%(default)s)")
     parser.add_argument("--kinds", nargs="+", default=["sample-fixed", "sample-minmax", "scene-fixed"], metavar="KIND")
     parser.add_argument("--pretrain-only", action="store_true", help="stop after pretraining")
-    parser.add_argument("--out", type=Path, help="JSON; a Markdown table and a figure go beside it")
+    parser.add_argument(
+        "--out", type=Path, help="JSON, table and figure beside it; kinds are added to one that is there"
+    )
     return parser.parse_args()
 
 
@@ -289,8 +291,7 @@ def main() -> None:
             for seed in range(args.seeds):
                 pretrained(kind, seed, args)
         return
-    raw = band_statistics(images(dataset, Normalizer("none")))
-    record: dict[str, Any] = {
+    settings = {
         "benchmark": "transfer",
         "images": len(dataset),
         "classes": len(dataset.classes),
@@ -300,12 +301,19 @@ def main() -> None:
         "repeats": args.repeats,
         "fine-tuning epochs": args.tune_epochs,
         "torch": torch.__version__,
-        "statistics of raw values": {
-            how: float(judged(raw, labels, how, args.repeats).mean()) for how in ("linear", "knn")
-        },
-        "kinds": {kind: compare(kind, dataset, labels, args) for kind in args.kinds},
     }
-    record["seconds"] = round(time.time() - started)
+    record: dict[str, Any] = {**settings, "seconds": 0, "kinds": {}}
+    if args.out and args.out.exists():
+        record = json.loads(args.out.read_text())
+        if any(record[key] != value for key, value in settings.items()):
+            raise SystemExit(f"{args.out}: made with other settings; choose another --out")
+    if "statistics of raw values" not in record:
+        raw = band_statistics(images(dataset, Normalizer("none")))
+        values = {how: float(judged(raw, labels, how, args.repeats).mean()) for how in ("linear", "knn")}
+        record["statistics of raw values"] = values
+    for kind in args.kinds:
+        record["kinds"][kind] = compare(kind, dataset, labels, args)
+    record["seconds"] += round(time.time() - started)
     print(markdown(record))
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
