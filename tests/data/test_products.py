@@ -129,7 +129,9 @@ def test_metadata_are_capped_and_utf8(tmp_path):
 
 def test_bands_a_product_lacks(tmp_path):
     product = safe(tmp_path)
-    with pytest.raises(UserError, match=r"expected band B10, there is B01 B02 .*; ask for these only, or for the nearest"):
+    with pytest.raises(
+        UserError, match=r"expected band B10, there is B01 B02 .*; ask for these only, or for the nearest"
+    ):
         Scene.open(product, SENTINEL2)
     scene = Scene.open(product, SENTINEL2, ("B02", "B10", "B11"), missing="nearest")
     assert scene.metadata["stand_ins"] == "B10=B11" and pixel(scene).tolist() == [1200, 2200, 2200]
