@@ -53,7 +53,7 @@ class EvaluateOptions:
     split: str = "test"
     out: Path | None = None
     batch_size: int = 16
-    overlap: float = 0.5
+    overlap: float = 0.25
     bootstrap: int = 1000
     seed: int = 0
     worst: int = 12

@@ -71,7 +71,7 @@ class Run:
     normalizer: Normalizer
     config: DataConfig
     batch_size: int = 16
-    overlap: float = 0.5
+    overlap: float = 0.25
 
     @property
     def device(self) -> torch.device:
