@@ -8,6 +8,7 @@ read back and compared.
 
 from __future__ import annotations
 
+import math
 import shutil
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -26,6 +27,7 @@ from spectralgpt.errors import UserError
 import rasterio  # type: ignore[import-untyped]  # isort: skip
 import rasterio.shutil  # type: ignore[import-untyped]  # isort: skip
 from rasterio._err import CPLE_BaseError  # type: ignore[import-untyped]  # isort: skip
+from rasterio.enums import Resampling  # type: ignore[import-untyped]  # isort: skip
 from rasterio.errors import NotGeoreferencedWarning, RasterioError  # type: ignore[import-untyped]  # isort: skip
 from rasterio.windows import Window  # type: ignore[import-untyped]  # isort: skip
 
@@ -81,18 +83,13 @@ def write_cog(path: Path, layout: RasterLayout, strips: Iterable[tuple[int, Pixe
         UserError: the disk is full or refuses.
     """
     plain = path.with_name(f".{path.name}.tif")
-    resampling = "mode" if layout.is_categorical else "average"
-    options = {
-        "COMPRESS": "DEFLATE",
-        "BLOCKSIZE": _side(layout),
-        "BIGTIFF": "IF_SAFER",
-        "OVERVIEW_RESAMPLING": resampling,
-    }
+    options = {"COMPRESS": "DEFLATE", "BLOCKSIZE": _side(layout), "BIGTIFF": "IF_SAFER"}
     if np.dtype(layout.dtype).itemsize > 1:
         options["PREDICTOR"] = "YES"
     try:
         with blaming_writes(path), _placeless():
             sums = _write_plain(plain, layout, strips)
+            _add_overviews(plain, layout)
             rasterio.shutil.copy(plain, path, driver="COG", **options)
             _compare(path, layout.shape[1], sums)
     finally:
@@ -179,6 +176,19 @@ def _write_plain(path: Path, layout: RasterLayout, strips: Iterable[tuple[int, P
         if layout.colours:
             file.write_colormap(1, _colour_table(layout.colours, layout.nodata))
     return sums
+
+
+def _add_overviews(path: Path, layout: RasterLayout) -> None:
+    """Each half the size of the one before, down to a block.
+
+    Band by band, as the plain file is laid out. The COG driver would do it for all bands at once, which took twice the
+    time and a gigabyte more for 12 bands of 20,000 columns.
+    """
+    count = math.ceil(math.log2(max(1.0, max(layout.shape) / _side(layout))))
+    resampling = Resampling.mode if layout.is_categorical else Resampling.average
+    if count:
+        with rasterio.open(path, "r+") as file:
+            file.build_overviews([2 << level for level in range(count)], resampling)
 
 
 def _compare(path: Path, width: int, sums: Sequence[tuple[int, int, int]]) -> None:

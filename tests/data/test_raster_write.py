@@ -40,6 +40,21 @@ def test_the_same_rows_give_the_same_file(tmp_path):
     assert (tmp_path / "a.tif").read_bytes() == (tmp_path / "b.tif").read_bytes()
 
 
+@pytest.mark.parametrize("is_categorical", [False, True])
+def test_overviews_halve_down_to_a_block(tmp_path, is_categorical):
+    """The mean of numbers, the most frequent of classes; "no data" takes no part."""
+    cell = np.array([[4, 4], [4, 8]] if is_categorical else [[4, 8], [6, 200]], np.uint8)
+    layout = RasterLayout((1040, 600), "uint8", ("a",), *UTM.values(), nodata=200, is_categorical=is_categorical)
+    write_cog(tmp_path / "a.tif", layout, strips(np.tile(cell, (520, 300))[None]))
+    with rasterio.open(tmp_path / "a.tif") as file:
+        assert file.overviews(1) == [2, 4]
+        assert (file.read(1, out_shape=(520, 300)) == (4 if is_categorical else 6)).all()
+    layout = RasterLayout((512, 300), "uint8", ("a",), *UTM.values())
+    write_cog(tmp_path / "b.tif", layout, strips(np.tile(cell, (256, 150))[None]))
+    with rasterio.open(tmp_path / "b.tif") as file:
+        assert file.overviews(1) == []
+
+
 def test_a_file_that_came_out_changed_is_told(tmp_path, monkeypatch):
     """As by the last bytes of a full disk, which pass without an error."""
     real = raster_write.rasterio.shutil.copy
