@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import resource
 import sys
+import time
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -26,9 +27,12 @@ def convolution() -> nn.Module:
     return nn.Conv2d(3, 4, 9, padding=4)
 
 
-def start(scene: Path, out: Path, calls: Path) -> BaseProcess:
-    """Begins a prediction that leaves a byte in a file for each batch it begins."""
-    child = _CONTEXT.Process(target=_predict, args=(scene, out, calls))
+def start(scene: Path, out: Path, calls: Path, wait_at: int | None = None) -> BaseProcess:
+    """Begins a prediction that leaves a byte in a file for each batch it begins.
+
+    With so many bytes in the file it waits to be killed, lest a fast machine be done before that.
+    """
+    child = _CONTEXT.Process(target=_predict, args=(scene, out, calls, wait_at))
     child.start()
     return child
 
@@ -47,7 +51,7 @@ def run_limited(arguments: list[str], nbytes: int, stderr: Path) -> int:
     return child.exitcode
 
 
-def _predict(scene: Path, out: Path, calls: Path) -> None:
+def _predict(scene: Path, out: Path, calls: Path, wait_at: int | None) -> None:
     from spectralgpt.data.normalize import Normalizer
     from spectralgpt.data.scene import Scene
     from spectralgpt.predict.layers import value_layer
@@ -59,6 +63,8 @@ def _predict(scene: Path, out: Path, calls: Path) -> None:
 
     def function(batch: torch.Tensor) -> torch.Tensor:
         os.write(counter, b".")
+        if wait_at is not None and os.fstat(counter).st_size >= wait_at:
+            time.sleep(600)
         return model(batch)
 
     layers = [value_layer(out, image, "abcd", nodata=-1)]

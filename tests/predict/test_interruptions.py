@@ -56,7 +56,8 @@ def test_kill_at_random_moments(tmp_path, image):
     for kill in range(5):
         last, pause = begun(calls) + moments.randint(1, count // 10), moments.uniform(0, 0.01)
         assert kill_when(
-            start(image, out, calls), lambda last=last, pause=pause: begun(calls) >= last and not time.sleep(pause)
+            start(image, out, calls, wait_at=last + 3),
+            lambda last=last, pause=pause: begun(calls) >= last and not time.sleep(pause),
         )
         assert not out.exists() and begun(calls) < count + kill
     work = tmp_path / "out.tif.work"
