@@ -40,9 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def train(arguments: Sequence[str]) -> int:
     """Pretrain, or fine-tune for a task; without arguments a quickstart of minutes."""
-    # Read when PyTorch is first imported. GNU OpenMP's idle threads spin for milliseconds, and where another program
-    # shares the cores they starve the working ones: measured 20 to 40 times slower steps. A shorter spin costs nothing.
-    os.environ.setdefault("GOMP_SPINCOUNT", "30000")
+    _spin_shortly()
     from spectralgpt.train import recipe
 
     if {"-h", "--help"} & set(arguments):
@@ -128,7 +126,7 @@ def evaluate(arguments: Sequence[str]) -> int:
     parser.add_argument("--probe", choices=["knn", "linear"], help="judge the encoder's features, without its head")
     parser.add_argument("--neighbours", type=int, default=5, help="of --probe knn (%(default)s)")
     options, data = parser.parse_known_args(arguments)
-    os.environ.setdefault("GOMP_SPINCOUNT", "30000")  # as in train
+    _spin_shortly()
     from spectralgpt.evaluate.command import run_evaluation
     from spectralgpt.train import recipe
 
@@ -146,7 +144,6 @@ def predict(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--overlap", type=float, default=0.25, help="share of the side that neighbours share (%(default)s)"
     )
-    parser.add_argument("--batch-size", type=int, default=16, help="windows at a time (%(default)s)")
     parser.add_argument(
         "--mask", dest="masks", action="append", default=[], metavar="FILE", help="not 0: leave out; repeatable"
     )
@@ -155,7 +152,7 @@ def predict(arguments: Sequence[str]) -> int:
     _add_scene_arguments(parser)
     parser.add_argument("--restart", action="store_true", help="give up what an interrupted run has done")
     options = vars(parser.parse_args(arguments))
-    os.environ.setdefault("GOMP_SPINCOUNT", "30000")  # as in train
+    _spin_shortly()
     from spectralgpt.predict.command import run_predict
 
     return run_predict(options)
@@ -175,10 +172,9 @@ def embed(arguments: Sequence[str]) -> int:
     parser.add_argument("--keep-places", action="store_true", help="leave in what tokens say of places in windows")
     parser.add_argument("--overlap", type=float, default=0.25, help="of windows, share of a side (%(default)s)")
     parser.add_argument("--restart", action="store_true", help="give up what an interrupted run has done")
-    parser.add_argument("--batch-size", type=int, default=16, help="windows at a time (%(default)s)")
     _add_scene_arguments(parser)
     options = vars(parser.parse_args(arguments))
-    os.environ.setdefault("GOMP_SPINCOUNT", "30000")  # as in train
+    _spin_shortly()
     from spectralgpt.predict.look_commands import run_embed
 
     return run_embed(options)
@@ -192,10 +188,9 @@ def reconstruct(arguments: Sequence[str]) -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder of the results")
     parser.add_argument("--mask-ratio", type=float, default=0.9, help="share of hidden tokens (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the masks (%(default)s)")
-    parser.add_argument("--batch-size", type=int, default=16, help="windows at a time (%(default)s)")
     _add_scene_arguments(parser)
     options = vars(parser.parse_args(arguments))
-    os.environ.setdefault("GOMP_SPINCOUNT", "30000")  # as in train
+    _spin_shortly()
     from spectralgpt.predict.look_commands import run_reconstruct
 
     return run_reconstruct(options)
@@ -256,7 +251,7 @@ def app(arguments: Sequence[str]) -> int:
     parser = _Parser(prog="spectralgpt app", description=app.__doc__)
     parser.add_argument("root", type=Path, help="folder with scenes and models; nothing outside it is opened")
     parser.add_argument("--port", type=int, default=7860, help="on 127.0.0.1 (%(default)s)")
-    parser.add_argument("--sensor", help="sensor card of files that do not tell (sentinel2)")
+    parser.add_argument("--sensor", help="whose names the models' bands have (found by the bands)")
     parser.add_argument("--band-order", metavar="A,B,...", help="bands of files without band descriptions")
     options = parser.parse_args(arguments)
     from spectralgpt.app.explorer import Explorer
@@ -279,8 +274,16 @@ def report(arguments: Sequence[str]) -> int:
     return 0
 
 
+def _spin_shortly() -> None:
+    """Sets how long idle threads wait; before PyTorch is first imported."""
+    # Read when PyTorch is first imported. GNU OpenMP's idle threads spin for milliseconds, and where another program
+    # shares the cores they starve the working ones: measured 20 to 40 times slower steps. A shorter spin costs nothing.
+    os.environ.setdefault("GOMP_SPINCOUNT", "30000")
+
+
 def _add_scene_arguments(parser: argparse.ArgumentParser) -> None:
-    """How a scene is read for a model, and where it computes."""
+    """How a scene is read for a model, and how it computes."""
+    parser.add_argument("--batch-size", type=int, default=16, help="windows at a time (%(default)s)")
     parser.add_argument("--sensor", help="whose names the model's bands have (found by its bands)")
     parser.add_argument("--bands", nargs="+", metavar="NAME", help="the model's bands, if it does not know them")
     parser.add_argument("--band-order", nargs="+", metavar="NAME", help="bands of a file that does not name them")

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from spectralgpt import ops
 from spectralgpt.data.discover import find_scenes
-from spectralgpt.data.normalize import Normalization, Normalizer
+from spectralgpt.data.normalize import Normalization
 from spectralgpt.data.paths import inside, local
 from spectralgpt.data.scene import Scene
 from spectralgpt.errors import UserError
@@ -32,6 +32,7 @@ from spectralgpt.models.checkpoint import CONFIG_FILE, WEIGHTS_FILE
 from spectralgpt.models.reconstruction import as_image, denormalize
 from spectralgpt.models.registry import from_pretrained
 from spectralgpt.predict.components import Components, as_colours
+from spectralgpt.predict.inputs import InputOptions, card_of, normalize, open_scene
 
 _QUICKLOOK = 1000  # longest side in pixels
 _KEPT = 4
@@ -74,7 +75,7 @@ class Explorer:
 
         Args:
             root: the folder; nothing outside it is ever opened.
-            sensor: name of the sensor card of files that do not tell.
+            sensor: whose names the models' bands have; found by the bands where it is not given.
             band_order: what the bands of files without band descriptions are.
 
         Raises:
@@ -83,7 +84,7 @@ class Explorer:
         self._root = local(root).resolve()
         if not self._root.is_dir():
             raise UserError(f"{root}: expected a folder with scenes and models, found none")
-        self._sensor, self._band_order = sensor, band_order
+        self._inputs = InputOptions(sensor=sensor, band_order=band_order)
         self._lock = threading.Lock()  # the page asks from several threads, models compute one after another
         self._scenes: OrderedDict[Any, Scene] = OrderedDict()
         self._models: OrderedDict[Any, Autoencoder] = OrderedDict()
@@ -189,19 +190,13 @@ class Explorer:
             return loaded.eval()
 
         autoencoder = self._kept(self._models, model, load)
-        names = autoencoder.config.band_names
-        order = None if self._band_order is None else list(self._band_order)
-        path = inside(self._root, scene)
-        opened = self._kept(
-            self._scenes, (scene, names), lambda: Scene.open(path, self._sensor or "sentinel2", names, order, scene)
-        )
+        card, path = card_of(autoencoder, self._inputs), inside(self._root, scene)
+        opened = self._kept(self._scenes, (scene, card), lambda: open_scene(path, card, self._inputs, scene))
         return opened, autoencoder
 
     def _normalization(self, scene: str, model: str) -> Normalization:
         opened, autoencoder = self._open(scene, model)
-        stored = {"offset": None, "scale": None, **(autoencoder.normalization or {})}
-        rule = Normalizer.from_dict(stored)
-        return self._kept(self._normalizations, (scene, model), lambda: rule.of_scene(opened))
+        return self._kept(self._normalizations, (scene, model), lambda: normalize(opened, autoencoder, self._inputs))
 
     def _kept(self, known: OrderedDict[Any, T], key: Any, make: Callable[[], T]) -> T:  # noqa: ANN401
         """The few last used ones stay."""

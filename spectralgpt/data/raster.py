@@ -58,7 +58,7 @@ from rasterio.windows import Window  # type: ignore[import-untyped]
 Pixels = NDArray[Any]
 Bools = NDArray[np.bool_]
 
-_MAX_BANDS = 8192
+_MAX_BANDS = 1024
 _MAX_SIDE = 1 << 22
 _MAX_PIXELS = 1 << 35
 _MAX_BLOCK_BYTES = 64 << 20

@@ -21,7 +21,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from spectralgpt.data.raster import Pixels, reason  # first: it sets up GDAL
+from spectralgpt.data.raster import Bools, Pixels, reason  # first: it sets up GDAL
 from spectralgpt.errors import UserError
 
 import rasterio  # type: ignore[import-untyped]  # isort: skip
@@ -105,6 +105,35 @@ def read_tags(path: Path) -> dict[str, str]:
         return {}
 
 
+def read_layout(path: Path) -> RasterLayout:
+    """What a raster written here is.
+
+    Raises:
+        UserError: it cannot be opened.
+    """
+    with _reading(path) as file:
+        transform = None if file.transform.is_identity else file.transform
+        return RasterLayout(file.shape, file.dtypes[0], file.descriptions, file.crs, transform, file.nodata)
+
+
+def read_parts(path: Path, rows: int, columns: int) -> Iterator[tuple[int, int, Pixels, Bools]]:
+    """A raster written here, piece by piece: row, column, pixels `(bands, n, m)`, and where the first band holds data.
+
+    Args:
+        path: of any number of bands, unlike files from elsewhere.
+        rows: of a piece, at most.
+        columns: likewise.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    with _reading(path) as file:
+        for row in range(0, file.height, rows):
+            for column in range(0, file.width, columns):
+                window = Window(column, row, min(columns, file.width - column), min(rows, file.height - row))
+                yield row, column, file.read(window=window), file.read_masks(1, window=window) != 0
+
+
 def read_class_map(path: Path, longest: int) -> tuple[NDArray[np.uint8], dict[int, tuple[str, str]]]:
     """A map of classes written here, thinned to so many rows and columns at most.
 
@@ -119,12 +148,10 @@ def read_class_map(path: Path, longest: int) -> tuple[NDArray[np.uint8], dict[in
     if not names:
         raise UserError(f"{path}: expected a map of classes made by spectralgpt predict, got none")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", NotGeoreferencedWarning)
-            with rasterio.open(path, driver="GTiff", sharing=False) as file:
-                share = min(1.0, longest / max(file.shape))
-                size = tuple(max(1, round(length * share)) for length in file.shape)
-                values, table = file.read(1, out_shape=size), file.colormap(1)
+        with _placeless(), rasterio.open(path, driver="GTiff", sharing=False) as file:
+            share = min(1.0, longest / max(file.shape))
+            size = tuple(max(1, round(length * share)) for length in file.shape)
+            values, table = file.read(1, out_shape=size), file.colormap(1)
     except (RasterioError, ValueError) as error:
         raise UserError(f"{path}: expected a map with a colour table, got: {reason(error)}") from error
     colours = {value: "#" + bytes(colour[:3]).hex() for value, colour in table.items()}
@@ -140,6 +167,16 @@ def blaming_writes(path: Path) -> Iterator[None]:
         raise UserError(f"{path}: cannot be written ({error.strerror or reason(error)})") from error
     except (RasterioError, CPLE_BaseError, SystemError) as error:  # whatever rasterio makes of what GDAL said
         raise UserError(f"{path}: cannot be written ({reason(error)}){_room(path)}") from error
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[Any]:
+    """A raster written here, opened."""
+    try:
+        with _placeless(), rasterio.open(path, driver="GTiff", sharing=False) as file:
+            yield file
+    except RasterioError as error:
+        raise UserError(f"{path}: cannot be read ({reason(error)})") from error
 
 
 @contextmanager

@@ -31,6 +31,7 @@ from spectralgpt.evaluate.report import PAGE, RESULTS, Evaluation, worst_of, wri
 from spectralgpt.heads import TaskModel
 from spectralgpt.models.base import SpectralModel
 from spectralgpt.models.encoder import Encoder
+from spectralgpt.predict.device import choose_device
 from spectralgpt.predict.inputs import model_folder
 
 
@@ -50,7 +51,7 @@ def run_evaluation(arguments: Mapping[str, Any], data: Mapping[str, str]) -> int
     options = EvaluateOptions(**arguments)
     folder = model_folder(options.model)
     config = data_config(folder, data)
-    device = options.torch_device()
+    device = choose_device(options.device)
     model = spectralgpt.from_pretrained(folder) if options.probe else load_task_model(folder)
     model.to(device).eval()
     bands = bands_of(model, config, "data.bands" in data)

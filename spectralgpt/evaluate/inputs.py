@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 import spectralgpt
 from spectralgpt.data.datasets import detect, open_dataset
 from spectralgpt.data.datasets.base import PatchDataset
@@ -68,16 +66,6 @@ class EvaluateOptions:
                 raise UserError(f"{name}: expected at least {least}, got {getattr(self, name)}")
         if not 0 <= self.overlap <= 0.9:
             raise UserError(f"overlap: expected a share of the window from 0 to 0.9, got {self.overlap:g}")
-
-    def torch_device(self) -> torch.device:
-        """Where to compute.
-
-        Raises:
-            UserError: there is no such device.
-        """
-        if self.device == "cuda" and not torch.cuda.is_available():
-            raise UserError("device: expected a CUDA device, got none; leave it at auto")
-        return torch.device("cuda" if self.device != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def data_config(model: Path, options: Mapping[str, str]) -> DataConfig:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from spectralgpt.errors import UserError
-from spectralgpt.predict.windows import Blend, Floats, Windows
+from spectralgpt.predict.windows import Blend, Floats, Windows, mirrored
 
 Function = Callable[..., Tensor]
 """Normalised windows `(B, C, size, size)`, one batch per date, to values `(B, K, size, size)`, or `(B, K, 1, 1)` for
@@ -112,6 +112,5 @@ def _mirrored(window: Tensor, size: int) -> Tensor:
     for axis in (1, 2):
         length = window.shape[axis]
         if length < size:
-            places = torch.arange(size, device=window.device) % (2 * length)
-            window = window.index_select(axis, torch.minimum(places, 2 * length - 1 - places))
+            window = window.index_select(axis, torch.from_numpy(mirrored(0, size, length)).to(window.device))
     return window

@@ -31,6 +31,7 @@ from spectralgpt.predict.inputs import (
     normalize,
     open_scene,
     scenes_at,
+    window_side,
 )
 from spectralgpt.predict.layers import NODATA, Layer, class_layer, label_layer, probability_layer
 from spectralgpt.predict.ranks import Ranks, processes
@@ -155,7 +156,7 @@ def _predict(
     first, precision = scenes[0], options.precision
     if precision == "auto":
         precision = "bf16" if device.type == "cuda" else "fp32"
-    size = options.window or _window(model)
+    size = options.window or window_side(model.config)
     model.config.grid_of(size, size)  # refuses sizes that the patch does not divide
     if ranks.rank == 0:
         _say_what_is_unusual(scenes)
@@ -209,13 +210,6 @@ def _layers(model: TaskModel, scene: Scene, out: Path, options: PredictOptions) 
     if options.probabilities:
         layers.insert(0, probability_layer(out.with_stem(out.stem + PROBABILITIES), scene, head.classes))
     return layers
-
-
-def _window(model: TaskModel) -> int:
-    height, width = model.config.height_width
-    if height != width:
-        raise UserError(f"window: expected the side of square windows, the model is made for {height} x {width}")
-    return height
 
 
 def _say_what_is_unusual(scenes: Sequence[Scene]) -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +23,15 @@ import torch
 from torch import Tensor
 
 from spectralgpt.data.normalize import Normalization
-from spectralgpt.data.raster import Bools, read_header, read_window
-from spectralgpt.data.raster_write import RasterLayout, blaming_writes, write_cog
+from spectralgpt.data.raster import Bools
+from spectralgpt.data.raster_write import RasterLayout, blaming_writes, read_layout, read_parts, write_cog
 from spectralgpt.data.scene import Scene
 from spectralgpt.errors import UserError
 from spectralgpt.heads.features import feature_maps
 from spectralgpt.models.encoder import Encoder
 from spectralgpt.predict.array import Function
 from spectralgpt.predict.components import Components, as_colours
+from spectralgpt.predict.inputs import window_side
 from spectralgpt.predict.layers import value_layer
 from spectralgpt.predict.padded import PaddedScene
 from spectralgpt.predict.scene import predict_scene
@@ -42,7 +44,7 @@ _PART = (128, 512)  # rows and columns of a raster of embeddings that are read a
 
 
 def embedding_function(
-    encoder: Encoder, pool: str, layer: int, colours: Tensor | None, device: torch.device
+    encoder: Encoder, pool: str, layer: int, colours: Callable[[], Tensor] | None, device: torch.device
 ) -> Function:
     """Windows (B, C, size, size) to embeddings (B, D, size / p, size / p), on the CPU or `device`.
 
@@ -50,7 +52,8 @@ def embedding_function(
         encoder: in evaluation mode, on `device`.
         pool: as for `embed_scene`.
         layer: likewise.
-        colours: (C,), normalised: the answer to a window of these alone, less its mean over the window, is taken away.
+        colours: gives (C,), normalised, at the first window: the answer to a window of these alone, less its mean over
+            the window, is taken away.
         device: where to compute.
     """
 
@@ -60,10 +63,14 @@ def embedding_function(
     if colours is None:
         return function
     height, width = encoder.config.height_width
-    with torch.inference_mode():
-        place = function(colours[None, :, None, None].expand(1, -1, height, width).contiguous())
-        place = place - place.mean((2, 3), keepdim=True)
-    return lambda batch: function(batch) - place
+
+    @cache
+    @torch.inference_mode()
+    def places() -> Tensor:
+        answer = function(colours()[None, :, None, None].expand(1, -1, height, width).contiguous())
+        return answer - answer.mean((2, 3), keepdim=True)
+
+    return lambda batch: function(batch) - places()
 
 
 def embed_scene(
@@ -105,21 +112,20 @@ def embed_scene(
     Raises:
         UserError: as `predict_scene`.
     """
-    height, width = encoder.config.height_width
-    cell = encoder.config.patch_size[1]
-    if height != width or encoder.config.patch_size[2] != cell:
-        raise UserError(f"window: expected a model of square windows and patches, got {height} x {width}")
+    side, (_, cell, across) = window_side(encoder.config), encoder.config.patch_size
+    if across != cell:
+        raise UserError(f"patch: expected a model of square patches, got {cell} x {across}")
     padded: Any = PaddedScene(scene, cell)
     channels = encoder.config.embed_dim * (len(encoder.config.groups) if pool == "concat" else 1)
     names = [f"embedding_{number}" for number in range(channels)]
-    normalization = normalize(scene)
-    colours = None if keep_places else mean_colours(scene, normalization)
+    normalization = cache(lambda: normalize(scene))  # a pass over the scene, needed for what is not done yet alone
+    colours = None if keep_places else lambda: mean_colours(scene, normalization())
     return predict_scene(
         embedding_function(encoder, pool, layer, colours, next(encoder.parameters()).device),
         [padded],
         [value_layer(out, scene, names, nodata=math.nan, cell=cell)],
-        lambda _: normalization,
-        size=height,
+        lambda _: normalization(),
+        size=side,
         overlap=overlap,
         batch_size=batch_size,
         cell=cell,
@@ -155,19 +161,19 @@ def write_components(raster: Path, name: str) -> tuple[Path, Path]:
     Raises:
         UserError: too few embeddings, or a disk that refuses.
     """
-    header = read_header(raster)
+    made = read_layout(raster)
     components = Components()
     for _, _, vectors, valid in parts(raster):
         components.add(vectors[:, valid].T)
     mean, axes = components.axes(3)
-    scores, whole = np.zeros((*header.shape, 3), np.float32), np.zeros(header.shape, bool)
+    scores, whole = np.zeros((*made.shape, 3), np.float32), np.zeros(made.shape, bool)
     for row, column, vectors, valid in parts(raster):
         place = np.s_[row : row + valid.shape[0], column : column + valid.shape[1]]
         scores[place] = np.moveaxis(np.tensordot(axes, vectors - mean[:, None, None], 1), 0, -1)
         whole[place] = valid
     colours = as_colours(scores, whole)
     bands = ("component 1", "component 2", "component 3", "alpha")
-    layout = RasterLayout(header.shape, "uint8", bands, header.crs, header.transform)
+    layout = RasterLayout(made.shape, "uint8", bands, made.crs, made.transform)
     picture = np.concatenate([colours, np.where(whole, 255, 0).astype(np.uint8)[..., None]], 2)
     files = raster.with_name(f"{name}.tif"), raster.with_name(f"{name}.png")
     for path in files:
@@ -183,14 +189,7 @@ def write_components(raster: Path, name: str) -> tuple[Path, Path]:
 
 def parts(raster: Path) -> Iterator[tuple[int, int, Floats, Bools]]:
     """A raster of embeddings piece by piece: row, column, vectors (D, n, m), and which of them there are (n, m)."""
-    header = read_header(raster)
-    numbers = range(1, len(header.descriptions) + 1)
-    height, width = header.shape
-    for row in range(0, height, _PART[0]):
-        for column in range(0, width, _PART[1]):
-            size = min(_PART[0], height - row), min(_PART[1], width - column)
-            pixels, valid = read_window(header, list(numbers), row, column, *size)
-            yield row, column, pixels, valid[0]
+    return read_parts(raster, *_PART)
 
 
 def tile_means(raster: Path, tile: int) -> tuple[Floats, Floats]:
@@ -206,9 +205,9 @@ def tile_means(raster: Path, tile: int) -> tuple[Floats, Floats]:
     """
     if tile < 1:
         raise UserError(f"tile: expected at least one patch, got {tile}")
-    header = read_header(raster)
-    shape = tuple(-(-length // tile) for length in header.shape)
-    sums = np.zeros((*shape, len(header.descriptions)))
+    made = read_layout(raster)
+    shape = tuple(-(-length // tile) for length in made.shape)
+    sums = np.zeros((*shape, len(made.bands)))
     counts, sizes = np.zeros(shape), np.zeros(shape)
     for row, column, vectors, valid in parts(raster):
         rows = (row + np.arange(valid.shape[0])) // tile

@@ -27,6 +27,7 @@ from spectralgpt.data.sensors import CARDS
 from spectralgpt.errors import UserError
 from spectralgpt.models.base import SpectralModel
 from spectralgpt.models.checkpoint import CONFIG_FILE, WEIGHTS_FILE
+from spectralgpt.models.config import ModelConfig
 
 Doubles = NDArray[np.float64]
 
@@ -69,6 +70,18 @@ def model_folder(path: str | Path) -> Path:
         if (folder / CONFIG_FILE).is_file():
             return folder
     raise UserError(f"{path}: expected a run or a model's folder, with {CONFIG_FILE} in it or in model/, got none")
+
+
+def window_side(config: ModelConfig) -> int:
+    """Rows and columns of the windows a model is made for.
+
+    Raises:
+        UserError: they are not square.
+    """
+    height, width = config.height_width
+    if height != width:
+        raise UserError(f"window: expected the side of square windows, the model is made for {height} x {width}")
+    return height
 
 
 def fingerprint(folder: Path) -> str:

@@ -12,9 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import spectralgpt
-from spectralgpt.data.demo import demo_scene
-from spectralgpt.data.discover import find_scenes
-from spectralgpt.data.paths import local
 from spectralgpt.data.scene import Scene
 from spectralgpt.errors import UserError
 from spectralgpt.models.autoencoder import Autoencoder
@@ -22,7 +19,15 @@ from spectralgpt.models.base import SpectralModel
 from spectralgpt.models.encoder import Encoder
 from spectralgpt.predict.device import choose_device
 from spectralgpt.predict.embed import embed_scene, write_components, write_tiles
-from spectralgpt.predict.inputs import InputOptions, card_of, fingerprint, model_folder, normalize, open_scene
+from spectralgpt.predict.inputs import (
+    InputOptions,
+    card_of,
+    fingerprint,
+    model_folder,
+    normalize,
+    open_scene,
+    scenes_at,
+)
 from spectralgpt.predict.reconstruct import reconstruct_scene
 
 _EMBED = ("pool", "layer", "keep_places", "overlap", "batch_size", "overwrite", "restart")
@@ -116,11 +121,11 @@ def _split(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], InputOptions]:
 def _opened(options: Mapping[str, Any], inputs: InputOptions) -> tuple[SpectralModel, Scene]:
     """The model, on its device and ready, and the scene."""
     model = spectralgpt.from_pretrained(model_folder(options["model"])).eval().to(choose_device(options["device"]))
-    is_demo = str(options["scene"]) == "demo"
-    paths = [demo_scene().path] if is_demo else find_scenes(local(options["scene"]))
+    card = card_of(model, inputs)
+    paths = scenes_at(options["scene"], card)
     if len(paths) != 1:
         raise UserError(f"{options['scene']}: expected one scene, found {len(paths)}; name one of them")
-    scene = open_scene(paths[0], card_of(model, inputs), inputs, "demo" if is_demo else None)
+    scene = open_scene(paths[0], card, inputs, "demo" if options["scene"] == "demo" else None)
     if scene.crs is None or scene.transform is None:
         print(f"warning: {scene.name}: has no coordinates, and so will what is made of it", file=sys.stderr)
     return model, scene

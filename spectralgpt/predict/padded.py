@@ -6,10 +6,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from spectralgpt.data.raster import Bools, Pixels
 from spectralgpt.data.scene import Scene
+from spectralgpt.predict.windows import mirrored
 
 
 class PaddedScene:
@@ -32,17 +32,11 @@ class PaddedScene:
 
     def read_raw(self, row: int, column: int, height: int, width: int) -> tuple[Pixels, Bools | None]:
         """As `Scene.read_raw`."""
-        rows = _mirror(row, height, self.inner.shape[0])
-        columns = _mirror(column, width, self.inner.shape[1])
+        rows = mirrored(row, height, self.inner.shape[0])
+        columns = mirrored(column, width, self.inner.shape[1])
         top, left = int(rows.min()), int(columns.min())
         pixels, valid = self.inner.read_raw(top, left, int(rows.max()) + 1 - top, int(columns.max()) + 1 - left)
         if row + height <= self.inner.shape[0] and column + width <= self.inner.shape[1]:
             return pixels, valid
         places = np.s_[:, (rows - top)[:, None], columns - left]
         return pixels[places], None if valid is None else valid[places]
-
-
-def _mirror(start: int, count: int, length: int) -> NDArray[np.int64]:
-    """Which of `length` pixels stands at each place from `start` on."""
-    places = np.arange(start, start + count) % (2 * length)
-    return np.minimum(places, 2 * length - 1 - places)

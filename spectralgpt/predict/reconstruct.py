@@ -33,11 +33,13 @@ from spectralgpt.errors import UserError
 from spectralgpt.models.autoencoder import Autoencoder
 from spectralgpt.models.base import arrange_bands
 from spectralgpt.models.reconstruction import Rebuilding, Reconstruction, as_image
+from spectralgpt.predict.inputs import window_side
 from spectralgpt.predict.layers import Layer, value_layer
 from spectralgpt.predict.padded import PaddedScene
 from spectralgpt.predict.windows import Floats, Windows
 from spectralgpt.predict.work import Work, publish
 from spectralgpt.viz.figures import Example, reconstruction_figure
+from spectralgpt.viz.gallery import colour_bands
 from spectralgpt.viz.scene_figure import Overview, overview_figure
 
 _EXAMPLES = 3
@@ -93,7 +95,7 @@ def reconstruct_scene(
     """
     if not 0 < mask_ratio < 1:
         raise UserError(f"mask ratio: expected a share between 0 and 1, got {mask_ratio}")
-    size = _side(model)
+    size = window_side(model.config)
     padded = PaddedScene(scene, size)
     windows = Windows(padded.shape, size, 0)
     rebuilding = Rebuilding(model, mask_ratio=mask_ratio, seed=seed, device=next(model.parameters()).device)
@@ -190,7 +192,7 @@ class _Overview:
 
     def __init__(self, scene: Scene, windows: Windows) -> None:
         self._step = max(1, -(-max(scene.shape) // _OVERVIEW))
-        self._bands = [int(np.abs(np.asarray(scene.card.wavelengths) - um).argmin()) for um in (0.665, 0.56, 0.49)]
+        self._bands = colour_bands(scene.card.wavelengths)
         self._names = tuple(scene.band_names[band] for band in self._bands)
         self._parts: list[tuple[NDArray[Any], ...]] = []
 
@@ -262,13 +264,6 @@ def _error(row: _Row) -> Floats:
     squares = (np.where(counted, row.rebuilt - row.truth, 0) ** 2).sum(0)
     error: Floats = np.where(number > 0, np.sqrt(squares / np.maximum(number, 1)), _NAN).astype(np.float32)
     return error
-
-
-def _side(model: Autoencoder) -> int:
-    height, width = model.config.height_width
-    if height != width:
-        raise UserError(f"window: expected the side of square windows, the model is made for {height} x {width}")
-    return height
 
 
 def _statistics_note(model: Autoencoder) -> str:

@@ -18,7 +18,7 @@ from spectralgpt.data.normalize import Normalization
 from spectralgpt.data.raster import Bools, Pixels
 from spectralgpt.data.scene import Scene
 from spectralgpt.errors import UserError
-from spectralgpt.predict.windows import Windows
+from spectralgpt.predict.windows import Windows, mirrored
 
 _CHUNK_BYTES = 384 << 20
 _CHUNK_ROWS = (512, 256, 128, 64)
@@ -47,7 +47,7 @@ class Source:
         self._size = windows.size * cell
         self._rows = [_Rows(scene, masks, self._size) for scene in scenes]
         self._affine = [normalization.arrays() for normalization in normalizations]
-        height, width = (_mirror(length * cell, self._size) for length in windows.extent)
+        height, width = (mirrored(0, self._size, length * cell) for length in windows.extent)
         self._places = (..., height[:, None], width)
 
     def batch(self, row: int, columns: Sequence[int], length: int) -> list[Tensor] | None:
@@ -151,9 +151,3 @@ class _Rows:
         for mask in masked:
             self._valid[place] &= ~mask
         self._whole[place] = self._valid[place].all(axis=0)
-
-
-def _mirror(length: int, size: int) -> Pixels:
-    """Which of `length` pixels stands at each place of `size`."""
-    places = np.arange(size) % (2 * length)
-    return np.minimum(places, 2 * length - 1 - places)

@@ -39,6 +39,12 @@ def window_starts(length: int, size: int, overlap: int) -> list[int]:
     return [*range(0, last, size - overlap), last]
 
 
+def mirrored(start: int, count: int, length: int) -> NDArray[np.int64]:
+    """Which of `length` pixels stands at each of `count` places from `start` on, mirrored beyond the border."""
+    places = np.arange(start, start + count) % (2 * length)
+    return np.minimum(places, 2 * length - 1 - places)
+
+
 @lru_cache(maxsize=64)
 def ramp(length: int) -> Floats:
     """Weights of the second of two neighbours over the pixels they share: half a cosine from 0 up to 1."""

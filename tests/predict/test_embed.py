@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import json
+from dataclasses import replace
 
 import geopandas
 import numpy as np
@@ -80,7 +81,8 @@ def test_places_in_the_window_are_taken_away(folder, out):
     flat = colours[None, :, None, None].expand(2, 12, 32, 32)
     with torch.no_grad():
         kept, removed = (
-            embedding_function(encoder, "mean", -1, taken, torch.device("cpu"))(flat) for taken in (None, colours)
+            embedding_function(encoder, "mean", -1, taken, torch.device("cpu"))(flat)
+            for taken in (None, lambda: colours)
         )
     assert kept.std((2, 3)).mean() > 0.1 and removed.std((2, 3)).max() < 1e-4
 
@@ -109,9 +111,20 @@ def test_the_components_are_those_of_all_vectors(out):
 def test_hundreds_of_bands_can_be_read_back(tmp_path):
     """Blocks hold all bands together, and the reader refuses large ones."""
     scene = Scene.open(write(tmp_path / "scene.tif", noise(1, 520, 530), ["B02"]), "sentinel2", ["B02"])
-    layer = value_layer(tmp_path / "out.tif", scene, [f"embedding_{i}" for i in range(130)])
-    write_cog(layer.path, layer.layout, [(0, np.ones((130, 520, 530), np.float32))])
-    assert all(valid.all() and (vectors == 1).all() for _, _, vectors, valid in parts(layer.path))
+    for count, size in ((130, (520, 530)), (1100, (20, 30))):
+        layer = value_layer(tmp_path / "out.tif", scene, [f"embedding_{i}" for i in range(count)])
+        layout = replace(layer.layout, shape=size)
+        write_cog(layer.path, layout, [(0, np.ones((count, *size), np.float32))])
+        assert sum(valid.size for _, _, _, valid in parts(layer.path)) == size[0] * size[1]
+        assert all(valid.all() and (vectors == 1).all() for _, _, vectors, valid in parts(layer.path))
+
+
+def test_what_is_there_is_not_read_again(folder, out, capsys, monkeypatch):
+    """The same command finds its work done without a pass over the scene."""
+    monkeypatch.setattr("spectralgpt.predict.look_commands.normalize", lambda *_, **__: pytest.fail("read again"))
+    command = ["embed", str(folder / "scene.tif"), "--model", str(folder / "model"), "--out", str(out)]
+    assert main([*command, "--batch-size", "3"]) == 0
+    assert "is there already" in capsys.readouterr().out
 
 
 def test_tiles(folder, out, capsys):
