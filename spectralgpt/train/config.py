@@ -146,7 +146,7 @@ class StageConfig:
             does.
     """
 
-    name: str = "pretrain"
+    name: str = "train"
     data: DataConfig | None = None
     image_size: int = 96
     steps: int = 1000

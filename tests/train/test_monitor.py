@@ -65,7 +65,7 @@ def test_a_validation_is_a_row_and_a_line(tmp_path: Path, capsys: pytest.Capture
         7,
     )
     line = capsys.readouterr().out.splitlines()[-1].split()
-    assert line[:5] == ["4", "pretrain", "22.46", "20.60", "21.90"]
+    assert line[:5] == ["4", "train", "22.46", "20.60", "21.90"]
     assert (row["ssim"], row["bands"]) == (None, {}), "JSON knows no NaN"
 
 
