@@ -11,12 +11,15 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
 from spectralgpt.errors import UserError
+
+_FIRST_SPEAKS = 10.0  # seconds: what all processes of torchrun stumble over, the first tells, and it ends the others
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,6 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return COMMANDS[parser.parse_args(arguments[:1]).command](arguments[1:])
     except UserError as error:
+        if os.environ.get("RANK", "0") != "0":
+            time.sleep(_FIRST_SPEAKS)
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
 
@@ -318,7 +323,9 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _show_warning(message: Warning | str, *_: object) -> None:
-    print(f"warning: {message}", file=sys.stderr)
+    from tqdm import tqdm
+
+    tqdm.write(f"warning: {message}", file=sys.stderr)  # on a line of its own, above a progress bar
 
 
 if __name__ == "__main__":

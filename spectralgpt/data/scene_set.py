@@ -93,6 +93,8 @@ class DataConfig:
             raise UserError(f"data.max_bad: expected a share from 0 to 1, got {self.max_bad}")
         if not 0 <= self.val_fraction < 1:
             raise UserError(f"data.val_fraction: expected a number from 0 to below 1, got {self.val_fraction}")
+        if self.num_workers < 0:
+            raise UserError(f"data.num_workers: expected at least 0, got {self.num_workers}")
         if self.normalization not in ("auto", "percentile", "minmax", "none") and not self._has_statistics:
             raise UserError(
                 "data.normalization: expected auto, percentile, minmax, none or a .json file of statistics, got "

@@ -18,6 +18,7 @@ from spectralgpt.data.bands import SensorCard
 from spectralgpt.data.batch import Batch, Key, Views, to_images
 from spectralgpt.data.datasets import open_dataset
 from spectralgpt.data.datasets.base import PatchDataset
+from spectralgpt.data.datasets.dates import SingleDates
 from spectralgpt.data.datasets.scene import SceneWindows, open_windows
 from spectralgpt.data.loader import EpochSampler, Rejects, loader
 from spectralgpt.data.normalize import Normalization, Normalizer
@@ -59,11 +60,12 @@ def open_source(
     bands = config.bands or None
     dataset: PatchDataset
     if config.dataset == SHARDS:
-        if config.train_options:
-            raise UserError(
-                "data.train_options: expected none with shards, which hold a subset or the whole; choose one by "
-                "`spectralgpt prepare shards --option`"
-            )
+        for key, options in {"options": config.options, "train_options": config.train_options}.items():
+            if options:
+                raise UserError(
+                    f"data.{key}: expected none with shards, which hold what was chosen when they were made, got "
+                    f"{', '.join(options)}; choose by `spectralgpt prepare shards --option`, and here --data.{key} []"
+                )
         dataset = Shards(config.root, name, bands)
     else:
         options = (*config.options, *config.train_options) if split == "train" else config.options
@@ -92,6 +94,8 @@ class ImageViews(Dataset[Any]):
         labelled: bool = False,
     ) -> None:
         """See `open_source`."""
+        if dataset.task == "change" and not labelled:
+            dataset = SingleDates(dataset)
         if not len(dataset):
             raise UserError(f"{dataset.root}: expected images in the split {dataset.split}, found none")
         views = ViewConfig(size=size, area=config.crop_area, crop="window" if config.crop == "window" else "random")
@@ -125,7 +129,7 @@ class ImageViews(Dataset[Any]):
         return {**self.views.normalizer.to_dict(), "band_names": list(self.card.names)}
 
     def normalization_at(self, index: int) -> Normalization:
-        """Offset and scale of an image; of several dates, the first one's."""
+        """Offset and scale of an image; of a labelled pair, the first date's."""
         normalizer, names = self.views.normalizer, self.card.names
         affine = normalizer.of_record(self.dataset.read(index))
         offset, scale = (tuple(values.reshape(-1, len(names))[0].tolist()) for values in affine)
@@ -149,7 +153,7 @@ class ImageViews(Dataset[Any]):
         return len(self.views)
 
     def __getitem__(self, key: Key) -> dict[str, Tensor]:
-        """The sample of (epoch, index): the first date of several."""
+        """The sample of (epoch, index)."""
         return {name: value[0] for name, value in images(self.views[key], torch.device("cpu")).items()}
 
     def __getitems__(self, keys: list[Key]) -> Batch:
@@ -160,24 +164,12 @@ class ImageViews(Dataset[Any]):
 def images(batch: Batch | dict[str, Tensor], device: torch.device, labelled: bool = False) -> dict[str, Tensor]:
     """A batch's `image` (B, C, h, w), `valid` (B, L) and `sample_id` (B,) on a device.
 
-    The dates of a time series become samples of their own, numbered sample id * dates + date; with `labelled` they stay
-    together, as `Batch.images` says, beside `label` and `mask`.
+    With `labelled` as `Batch.images` says: also `label` and `mask`, and the dates of a pair together.
     """
     if isinstance(batch, dict):
         return {name: value.to(device, non_blocking=True) for name, value in batch.items()}
     sample = to_images(batch, device)
-    if labelled:
-        return sample
-    chosen = {name: sample[name] for name in ("image", "valid", "sample_id")}
-    dates = batch.num_dates
-    if dates:
-        ids = chosen["sample_id"][:, None] * dates + torch.arange(dates, device=device)
-        chosen = {
-            "image": chosen["image"].flatten(0, 1),
-            "valid": chosen["valid"].flatten(0, 1),
-            "sample_id": ids.flatten(),
-        }
-    return chosen
+    return sample if labelled else {name: sample[name] for name in ("image", "valid", "sample_id")}
 
 
 Source = SceneWindows | ImageViews

@@ -102,6 +102,8 @@ class ModelConfig:
                 raise UserError(
                     f"{dim}: expected a multiple of {heads}={getattr(self, heads)}, got {getattr(self, dim)}"
                 )
+        if not (math.isfinite(self.mlp_ratio) and min(self.embed_dim, self.decoder_embed_dim) * self.mlp_ratio >= 1):
+            raise UserError(f"mlp_ratio: expected a factor that leaves an MLP some width, got {self.mlp_ratio}")
         if not 0.0 <= self.drop_path < 1.0:
             raise UserError(f"drop_path: expected a rate in [0, 1), got {self.drop_path}")
         self.grid_of(*self.height_width)

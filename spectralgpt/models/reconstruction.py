@@ -69,7 +69,7 @@ class Reconstruction:
         loss: mean over the windows.
         windows: how many there were.
         ssim: structural similarity, 1 where nothing differs.
-        sam: spectral angle, degrees.
+        sam: spectral angle, degrees; NaN for a single band.
         ergas: relative error over all bands, percent.
         bands: the same for each band, by its name.
     """
@@ -191,6 +191,8 @@ class _BandErrors:
             (self._count, torch.ones_like(truth)),
         ):
             total += torch.where(hidden, values.double(), 0).sum((0, 2, 3))
+        if len(self._bands) == 1:  # numbers have no angle
+            return
         angles = spectral_angle_mapper(raw_guess, raw_truth, reduction="none")
         looked_at = hidden.any(1) & usable.all(1) & angles.isfinite()  # no angle with a spectrum of zeros
         self._angle += torch.stack([angles[looked_at].double().sum(), looked_at.sum()])

@@ -11,6 +11,7 @@ import contextlib
 import os
 import sys
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -108,11 +109,19 @@ def _train(run: Run, folder: RunFolder, checkpoints: Checkpoints) -> int:
         ) from error
     print(f"model       {folder.model}   spectralgpt.from_pretrained({str(folder.model)!r})")
     if distributed.rank() == 0:
-        print(f"report      {write_report(folder.path)}")
+        _report(folder)
     print(f"figures     {folder.figures}")
     print(f"metrics     {folder.metrics}")
     print(f"curves      tensorboard --logdir {folder.tensorboard}")
     return 0
+
+
+def _report(folder: RunFolder) -> None:
+    """The page; the run is done with or without it."""
+    try:
+        print(f"report      {write_report(folder.path)}")
+    except (UserError, OSError) as error:
+        warnings.warn(f"{error}; the run is complete; `spectralgpt report {folder.path}` makes its page", stacklevel=2)
 
 
 def _announce(run: Run, folder: RunFolder, config: RunConfig, saved: Checkpoint | None) -> None:

@@ -227,9 +227,11 @@ class RunConfig:
             raise UserError(f"name: expected a plain folder name, got {self.name!r}; folders above it go to `output`")
         if not self.stages:
             raise UserError("stages: expected at least one stage, got none")
+        if min(patch := self.model.patch_size) < 1:
+            raise UserError(f"model.patch_size: expected three numbers of at least 1, got {list(patch)}")
         for index, stage in enumerate(self.stages):
             self._check_stage(f"stages.{index}", stage)
-        _at_least(1, log_every=self.log_every, max_skipped=self.optim.max_skipped, threads=self.threads or 1)
+        _at_least(1, log_every=self.log_every, max_skipped=self.optim.max_skipped, threads=self.threads)
         _at_least(0, seed=self.seed, validate_every=self.validate_every, checkpoint_every=self.checkpoint_every)
         _at_least(2, keep_checkpoints=self.keep_checkpoints)  # the newest may be found damaged
         self._check_task()
@@ -270,9 +272,8 @@ class RunConfig:
             )
 
     def _check_stage(self, key: str, stage: StageConfig) -> None:
-        for name in ("image_size", "steps", "batch_size", "accumulate"):
+        for name in ("image_size", "steps", "batch_size", "accumulate", "micro_batch"):
             _at_least(1, **{f"{key}.{name}": getattr(stage, name)})
-        _at_least(1, **{f"{key}.micro_batch": 1 if stage.micro_batch is None else stage.micro_batch})
         for name in ("warmup_steps", "epochs", "warmup_epochs"):
             _at_least(0, **{f"{key}.{name}": getattr(stage, name)})
         _rate(**{f"{key}.lr": stage.lr, f"{key}.min_lr": stage.min_lr})
@@ -281,10 +282,10 @@ class RunConfig:
         if not 0 < stage.mask_ratio < 1:
             raise UserError(f"{key}.mask_ratio: expected a share between 0 and 1, got {stage.mask_ratio}")
         for patch in self.model.patch_size[1:]:
-            if patch < 1 or stage.image_size % patch:
+            if stage.image_size % patch:
                 raise UserError(
                     f"{key}.image_size: expected a multiple of the patch's {patch} pixels, got {stage.image_size}; "
-                    f"{max(1, stage.image_size // max(patch, 1)) * patch} would do"
+                    f"{max(1, stage.image_size // patch) * patch} would do"
                 )
 
 
@@ -294,7 +295,7 @@ def _rate(**values: float) -> None:
             raise UserError(f"{key}: expected a finite number of at least 0, got {value}")
 
 
-def _at_least(least: int, **values: int) -> None:
+def _at_least(least: int, **values: int | None) -> None:
     for key, value in values.items():
-        if value < least:
+        if value is not None and value < least:
             raise UserError(f"{key}: expected at least {least}, got {value}")

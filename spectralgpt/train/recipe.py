@@ -21,8 +21,9 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
+from spectralgpt.data.scene_set import DataConfig
 from spectralgpt.errors import UserError
-from spectralgpt.train.config import RunConfig
+from spectralgpt.train.config import ModelSection, OptimConfig, RunConfig, StageConfig
 
 QUICKSTART = Path(__file__).resolve().parents[2] / "configs" / "quickstart.yaml"
 
@@ -31,6 +32,9 @@ _DESCRIPTION = """Pretrains a masked autoencoder, or trains a head on its encode
 Without arguments: configs/quickstart.yaml, minutes on two CPU cores.
 Every key below can stand in the recipe or be given as an option, stages by their place: --stages.0.lr 1e-3
 Own images: --data.root FOLDER (GeoTIFFs; or folders with one file per band)."""
+
+_SECTIONS = {"stages.0": StageConfig, "data": DataConfig, "model": ModelSection, "optim": OptimConfig}
+"""Where a key that stands in the wrong place may belong."""
 
 _OPTIONS = {
     "--config FILE": "the recipe, YAML",
@@ -116,7 +120,8 @@ def parse_options(arguments: Sequence[str]) -> dict[str, str]:
         elif key:
             options[key], key = argument, ""
         else:
-            raise UserError(f"{argument}: expected `--key value`; `spectralgpt train --help` lists the keys")
+            way_out = f"--config {argument}" if Path(argument).suffix in (".yaml", ".yml") else "--help lists the keys"
+            raise UserError(f"{argument}: expected `--key value`; {way_out}")
     return options
 
 
@@ -144,8 +149,9 @@ def _describe_keys(section: type, prefix: str) -> Iterator[str]:
 
 
 def _kind(annotation: str) -> str:
-    """An annotation in words: the choices of a Literal, else the type."""
-    return re.sub(r"Literal\[(.*)\]", lambda match: match[1].replace("'", "").replace(", ", " | "), annotation)
+    """An annotation in words: the choices of a Literal, the items of a list, else the type."""
+    annotation = re.sub(r"tuple\[(\w+)[^\]]*\]", r"[\1, ...]", annotation)
+    return re.sub(r"Literal\[([^\]]*)\]", lambda match: match[1].replace("'", "").replace(", ", " | "), annotation)
 
 
 def _plain(value: Any) -> str:  # noqa: ANN401
@@ -191,8 +197,11 @@ def _check_keys(tree: Any, section: type, prefix: str) -> None:  # noqa: ANN401
 
 
 def _nearest(key: str, prefix: str, fields: Mapping[str, Any]) -> str:
-    match = difflib.get_close_matches(key, fields, n=1, cutoff=0.5)
-    return f"; did you mean {prefix}{match[0]}?" if match else f"; known here: {', '.join(fields)}"
+    elsewhere = [f"{place}.{key}" for place, section in _SECTIONS.items() if key in _fields(section)]
+    match = [] if elsewhere else difflib.get_close_matches(key, fields, n=1, cutoff=0.5)
+    if elsewhere or match:
+        return f"; did you mean {' or '.join(elsewhere) or prefix + match[0]}?"
+    return f"; known here: {', '.join(fields)}"
 
 
 def _value(key: str, text: str) -> Any:  # noqa: ANN401

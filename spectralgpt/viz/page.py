@@ -47,7 +47,7 @@ class Facts:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows under a header; numbers are set to the right, floats with three decimals, None as a dash.
+    """Rows under a header; numbers are set to the right, floats with three decimals or digits, None as a dash.
 
     Attributes:
         header: of the columns.
@@ -110,7 +110,9 @@ def write_page(path: Path, title: str, blocks: Sequence[Block]) -> None:
 def _cell(value: Any) -> str:  # noqa: ANN401
     if value is None:
         return "\u2013"
-    return f"{value:.3f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+    if isinstance(value, float):
+        return f"{value:.3g}" if 0 < abs(value) < 0.1 else f"{value:.3f}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 _STYLE = """
@@ -119,7 +121,7 @@ _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper);
   max-width: 62rem; margin: 2.5rem auto; padding: 0 1rem; overflow-wrap: anywhere; }
 h1 { font-size: 1.6rem; margin: 0 0 1rem; } h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+table { border-collapse: collapse; margin: 0 0 1rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .25rem .8rem .25rem 0; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
 td.number, th.number { text-align: right; }
 th { font-weight: 600; } .scroll { overflow-x: auto; }

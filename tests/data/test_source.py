@@ -59,10 +59,17 @@ def test_training_crops_change_from_epoch_to_epoch_and_validation_does_not():
 
 
 def test_dates_are_samples_of_their_own():
-    batch = batches(made("change", DataConfig()), 1)[0]
-    assert batch["image"].shape == (8, 12, 16, 16) and batch["valid"].shape == (8, 16)
-    order = [index for _, index in EpochSampler(7, 3).keys(0, 4)]
-    assert batch["sample_id"].tolist() == [index * 2 + date for index in order for date in (0, 1)]
+    source, pairs = made("change", DataConfig()), Made("change", 7)
+    assert len(source) == 14 and "14 images" in source.describe()
+    batch = batches(source, 1)[0]
+    assert batch["image"].shape == (4, 12, 16, 16) and batch["valid"].shape == (4, 16)
+    assert batch["sample_id"].tolist() == [index for _, index in EpochSampler(14, 3).keys(0, 4)]
+    for index in (6, 7):  # both dates of the fourth pair, the same pixels as in it
+        date = made("change", DataConfig(), "val").dataset.read(index)
+        pair = pairs.read(3)
+        assert date.name == f"folder/3.tif, date {index - 5}" and date.mask is None
+        assert (date.pixels == pair.pixels[index - 6]).all() and (date.valid == pair.valid[index - 6]).all()
+        assert (date.low == pair.low[index - 6]).all() and (date.high == pair.high[index - 6]).all()
 
 
 def test_bands_repeat_to_fill_the_last_group():
@@ -89,3 +96,10 @@ def test_raw_batches_travel_as_integers():
 def test_an_unknown_data_set_is_named(tmp_path):
     with pytest.raises(UserError, match="data set 'eurosatt'"):
         open_source(DataConfig(str(tmp_path), "eurosatt"), 16, PATCH, "train", 0)
+
+
+@pytest.mark.parametrize("key", ["options", "train_options"])
+def test_shards_take_no_options_of_what_they_were_made_of(tmp_path, key):
+    config = DataConfig(str(tmp_path), "shards", **{key: ("fraction=0.1",)})
+    with pytest.raises(UserError, match=rf"data\.{key}: expected none with shards, .* got fraction=0\.1; choose by"):
+        open_source(config, 16, PATCH, "train", 0)

@@ -90,6 +90,7 @@ def test_is_frozen():
         ),
         ({"spectral_targets": "mean"}, "spectral_targets: expected one of same, raw"),
         ({"attention_backend": "flash"}, "attention_backend: expected one of auto, xformers, sdpa"),
+        ({"mlp_ratio": 0.0}, "mlp_ratio: expected a factor that leaves an MLP some width, got 0.0"),
         ({"drop_path": 1.0}, r"drop_path: expected a rate in \[0, 1\), got 1.0"),
     ],
 )

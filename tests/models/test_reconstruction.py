@@ -162,6 +162,14 @@ def test_errors_of_bands_against_numpy():
     assert result.sam == pytest.approx(angles[looked_at].mean(), rel=1e-3)
 
 
+def test_a_single_band_has_no_spectral_angle():
+    model = spectralgpt.create_autoencoder("tiny", bands=1, image_size=16)
+    image = torch.rand(2, 1, 16, 16, generator=torch.Generator().manual_seed(2))
+    batch = {"image": image, "valid": torch.ones(2, model.config.num_tokens).bool(), "sample_id": torch.arange(2)}
+    result = evaluate(model, [batch], mask_ratio=0.5, seed=0, device="cpu")
+    assert math.isnan(result.sam) and 0 < result.ergas < math.inf and math.isfinite(result.ssim)
+
+
 def test_pixels_without_data_change_no_error():
     model = spectralgpt.create_autoencoder("tiny", image_size=32, bands=6)
     image = torch.rand(2, 6, 32, 32)

@@ -111,6 +111,12 @@ def test_processes_that_do_not_divide_the_batch_are_refused_with_both_numbers(im
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_mistake_is_told_once_whatever_the_number_of_processes() -> None:
+    end = worlds.torchrun(2, ["--batch_size", "3"])
+    assert end.stderr.count("error: ") == 1
+    assert "error: batch_size: unknown key; did you mean stages.0.batch_size?" in end.stderr
+
+
 def test_alone_everything_is_the_identity() -> None:
     tensor = torch.ones(3)
     assert distributed.total(tensor) is tensor

@@ -57,6 +57,12 @@ def test_a_whole_list_can_be_given() -> None:
         ({"nam": "x"}, "nam: unknown key; did you mean name?"),
         ({"data.rot": "x"}, "did you mean data.root?"),
         ({"model.class_path": "os.system"}, "model.class_path: unknown key"),
+        ({"lr": "1"}, "lr: unknown key; did you mean stages.0.lr?"),
+        ({"stages.0.bands": "[B02]"}, "stages.0.bands: unknown key; did you mean data.bands?"),
+        ({"threads": "0"}, "threads: expected at least 1, got 0"),
+        ({"data.num_workers": "-1"}, "data.num_workers: expected at least 0, got -1"),
+        ({"data.bands": "B04,B03"}, "data.bands: expected [str, ...], got 'B04,B03'"),
+        ({"model.patch_size": "[3, 0, 8]"}, "model.patch_size: expected three numbers of at least 1, got [3, 0, 8]"),
         ({"stages.2.lr": "1"}, "--stages.2.lr: expected a place from 0 to 1 in the list, got '2'"),
         ({"stages.lr": "1"}, "--stages.lr: expected a place from 0 to 1"),
         ({"name.first": "x"}, "--name.first: name holds no keys"),
@@ -122,6 +128,8 @@ def test_options_of_the_command_line() -> None:
     assert parsed == {"a.b": "1", "c": "x=y", "resume": "", "seed": "-1", "print_config": ""}
     with pytest.raises(UserError, match="stray: expected"):
         recipe.parse_options(["--a", "1", "stray"])
+    with pytest.raises(UserError, match=r"mine\.yaml: expected .*; --config mine\.yaml"):
+        recipe.parse_options(["mine.yaml"])
 
 
 def test_help_names_every_key_with_a_meaning() -> None:

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from spectralgpt.data.synthetic import synthetic_scene
+from spectralgpt.train.command import run_training
 from tests.train import small_run
 
 
@@ -117,6 +118,15 @@ def test_a_finished_run_may_be_resumed_and_stays_as_it_is(undisturbed: Path) -> 
     metrics = (undisturbed / "metrics.jsonl").read_bytes()
     assert small_run.run({"resume": str(undisturbed)}).code == 0
     assert (undisturbed / "metrics.jsonl").read_bytes() == metrics
+
+
+def test_a_page_that_cannot_be_written_is_a_warning_for_the_run_is_done(undisturbed: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(undisturbed, run)
+    (run / "report.html").unlink()
+    (run / "report.html").mkdir()
+    with pytest.warns(UserWarning, match=r"report\.html: cannot be written: Is a directory; the run is complete"):
+        assert run_training({"resume": str(run)}) == 0
 
 
 def test_another_recipe_is_shown_and_needs_a_word(undisturbed: Path, tmp_path: Path) -> None:

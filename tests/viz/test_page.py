@@ -59,6 +59,11 @@ def test_numbers_are_set_for_reading():
     assert {"0.123", "\u2013", "12,345"} <= set(texts)
 
 
+def test_small_numbers_keep_their_digits():
+    page = Reader(render("t", [Facts({"loss": 0.004209, "zero": 0.0, "psnr": 24.4732})]))
+    assert {"0.00421", "0.000", "24.473"} <= set(page.texts)
+
+
 def test_long_tables_are_cut_and_say_so():
     page = Reader(render("t", [Table(["a"], [[str(i)] for i in range(2500)])]))
     assert "The first 2000 of 2500 rows." in page.texts
