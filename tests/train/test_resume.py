@@ -31,7 +31,7 @@ def undisturbed(image: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def last_step(run: Path) -> int:
-    return max(json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines())
+    return max((json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()), default=0)
 
 
 def last_checkpoint(run: Path) -> int:
