@@ -123,7 +123,8 @@ class Rebuilding:
         """For a model in evaluation mode on `device`."""
         self._autoencoder, self._mask_ratio, self._seed, self._device = autoencoder, mask_ratio, seed, device
         self._errors = torch.zeros(3, dtype=torch.float64, device=device)
-        self._count, self._loss = (torch.zeros((), dtype=torch.float64, device=device) for _ in range(2))
+        self._count = torch.zeros((), dtype=torch.float64, device=device)
+        self._loss, self._weights = torch.zeros(2, 2, dtype=torch.float64, device=device)  # of tokens and of positions
         self._windows = 0
         self._by_band = _BandErrors(autoencoder.config, device)
 
@@ -153,14 +154,19 @@ class Rebuilding:
         self._errors += torch.stack([(guess - truth)[scored].double().square().sum() for guess in candidates])
         self._count += scored.sum() * truth.shape[2]
         self._by_band.add(rebuilt, batch, scored, valid)
-        self._loss += output.loss.double() * len(image)
+        complete = valid.unflatten(1, (config.grid_of(*image.shape[-2:])[0], -1)).all(1)
+        weights = torch.stack([scored.sum(), complete.sum()])
+        self._loss += weights * torch.stack([output.token_loss, output.spectral_loss]).double()
+        self._weights += weights
         self._windows += len(image)
         return rebuilt, mask.mask
 
     def result(self) -> Reconstruction:
         """The errors over all batches so far."""
         psnr = [_decibel(mse) for mse in (self._errors / self._count).tolist()]
-        loss = self._loss.item() / self._windows if self._windows else math.nan
+        token, spectral = (self._loss / self._weights.clamp(min=1)).tolist()
+        config = self._autoencoder.config
+        loss = config.token_weight * token + config.spectral_weight * spectral if self._windows else math.nan
         return Reconstruction(psnr[0], psnr[1], psnr[2], loss, self._windows, *self._by_band.result())
 
 

@@ -101,7 +101,8 @@ def _train(run: Run, folder: RunFolder, checkpoints: Checkpoints) -> int:
     try:
         train(run, folder, checkpoints)
     except Interrupted as end:
-        print(f"{end}; the state is saved: --resume {folder.path} goes on", file=sys.stderr)
+        if distributed.rank() == 0:
+            print(f"{end}; the state is saved: --resume {folder.path} goes on", file=sys.stderr)
         return end.exit_code
     except OSError as error:  # a full disk meets the log first
         raise UserError(
@@ -139,6 +140,9 @@ def _announce(run: Run, folder: RunFolder, config: RunConfig, saved: Checkpoint 
         f"{str(run.dtype).removeprefix('torch.')}; operators {native}, "
         f"attention {select_backend(run.device.type, run.dtype, head_dim)}"
     )
+    if run.passes.planned:
+        again = {"none": "nothing", "light": "GELU and LayerNorm", "blocks": "whole blocks"}[run.passes.recompute]
+        print(f"passes      of {run.passes.micro_batch} windows, {again} computed again: planned for this GPU's memory")
     for note in run.task.notes:
         print(note)
     print(f"run         {folder.path}" + (f", goes on after step {saved.step}" if saved else ""), flush=True)

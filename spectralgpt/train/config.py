@@ -88,14 +88,14 @@ class SpeedConfig:
 
     Attributes:
         recompute: what the backward pass computes again instead of keeping it: nothing, GELU and LayerNorm, or
-            whole blocks; the numbers stay the same.
+            whole blocks; the numbers stay the same. auto is the least with which a pretraining fits its GPU.
         compile: torch.compile; a minute before the first step.
         cuda_graph: replay forward and backward pass as one CUDA graph; for small models that wait for launches.
         parallel: how several processes share the work: each holds the whole model, or a part of it and of the
             optimizer (FSDP2), for models that do not fit.
     """
 
-    recompute: Recompute = "none"
+    recompute: Literal["auto"] | Recompute = "auto"
     compile: bool = False
     cuda_graph: bool = False
     parallel: Literal["ddp", "fsdp"] = "ddp"
@@ -133,8 +133,8 @@ class StageConfig:
         epochs: passes over the data, instead of steps; 0 leaves it to `steps`.
         batch_size: windows read at a time, of all processes together.
         accumulate: of those, how many make an optimizer step.
-        micro_batch: most windows in one forward pass of a process; null is its whole share of `batch_size`. Fewer
-            need less memory and change nothing else; halved where memory runs out.
+        micro_batch: most windows in one forward pass of a process; null is its whole share of `batch_size`, or what
+            the planner expects a GPU to hold of it. Fewer change nothing else; halved where memory runs out.
         lr: learning rate after the warm-up.
         schedule: how it falls to `min_lr` from there: half a cosine, (1 - done)^0.9, or by an equal factor per step.
         min_lr: learning rate at the end.
@@ -194,6 +194,7 @@ class RunConfig:
         stages: run one after another; weights and moments carry over, schedules start afresh.
         log_every: steps between two readings of the losses; every step's numbers are kept either way.
         validate_every: steps of a stage between validations; 0 validates only at a stage's end.
+        validate_windows: most windows that a validation of a pretraining measures, spread over all that are held out.
         checkpoint_every: steps of a stage between checkpoints; 0 saves only at a stage's end.
         wandb: project of Weights & Biases to report to as well; needs `pip install wandb`.
         keep_checkpoints: newest checkpoints that stay, at least 2.
@@ -217,6 +218,7 @@ class RunConfig:
     stages: list[StageConfig] = field(default_factory=lambda: [StageConfig()])
     log_every: int = 10
     validate_every: int = 1000
+    validate_windows: int = 4096
     checkpoint_every: int = 1000
     wandb: str | None = None
     keep_checkpoints: int = 2
@@ -232,6 +234,7 @@ class RunConfig:
         for index, stage in enumerate(self.stages):
             self._check_stage(f"stages.{index}", stage)
         _at_least(1, log_every=self.log_every, max_skipped=self.optim.max_skipped, threads=self.threads)
+        _at_least(1, validate_windows=self.validate_windows)
         _at_least(0, seed=self.seed, validate_every=self.validate_every, checkpoint_every=self.checkpoint_every)
         _at_least(2, keep_checkpoints=self.keep_checkpoints)  # the newest may be found damaged
         self._check_task()

@@ -19,6 +19,7 @@ from spectralgpt.errors import UserError
 from spectralgpt.models.base import SpectralModel
 from spectralgpt.nn import Block
 from spectralgpt.nn.attention import choose_by_measurement
+from spectralgpt.nn.block import Recompute
 from spectralgpt.train import distributed
 from spectralgpt.train.config import RunConfig
 from spectralgpt.train.optim import adamw
@@ -74,7 +75,9 @@ def matrix_dtype(config: RunConfig, device: torch.device) -> torch.dtype:
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
 
 
-def place(config: RunConfig, model: SpectralModel, device: torch.device, snapshot: Snapshot) -> tuple[nn.Module, AdamW]:
+def place(
+    config: RunConfig, model: SpectralModel, device: torch.device, snapshot: Snapshot, recompute: Recompute = "none"
+) -> tuple[nn.Module, AdamW]:
     """Brings a model without weights to life with those of the snapshot, on the device, whole or in shards.
 
     Returns:
@@ -82,7 +85,7 @@ def place(config: RunConfig, model: SpectralModel, device: torch.device, snapsho
     """
     blocks = [module for module in model.modules() if isinstance(module, Block)]
     for block in blocks:
-        block.recompute = config.speed.recompute
+        block.recompute = recompute
     several = distributed.world_size() > 1
     if several and config.speed.parallel == "fsdp":
         distributed.shard(blocks, model, device)

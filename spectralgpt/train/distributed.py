@@ -41,7 +41,7 @@ def processes(device_type: str) -> Iterator[None]:
         device_type: "cuda" exchanges gradients over NCCL; flags and objects go over gloo in any case, so that no
             exchange between hosts waits for a device.
     """
-    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+    if not is_launched():
         yield
         return
     # A launcher that is killed takes nobody with it by itself: its processes would train on, unwatched.
@@ -55,6 +55,11 @@ def processes(device_type: str) -> Iterator[None]:
     dist.init_process_group(backend, store=store, rank=place, world_size=count, timeout=_TIMEOUT)
     yield
     dist.destroy_process_group()  # not after an error: the others may be waiting in an exchange, and so would we
+
+
+def is_launched() -> bool:
+    """Whether torchrun, or who does as it does, started this process."""
+    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
 def rank() -> int:

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
+from spectralgpt.train import distributed
+
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -40,7 +42,11 @@ def signals_held() -> Iterator[None]:
 
 
 class StopSignals:
-    """Remembers the first SIGTERM or Ctrl-C inside the `with` block; a second one acts at once, as ever."""
+    """Remembers the first SIGTERM or Ctrl-C inside the `with` block; a second one acts at once, as ever.
+
+    Not so under a launcher: a scheduler or a terminal signals it and its processes alike, and it passes the signal on,
+    so the second one follows the first in no time. The launcher itself kills who does not end.
+    """
 
     requested: int = 0
     """The signal's number; 0 as long as none came."""
@@ -57,8 +63,9 @@ class StopSignals:
         self._restore()
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
-        self.requested = number
-        self._restore()
+        self.requested = self.requested or number
+        if not distributed.is_launched():
+            self._restore()
 
     def _restore(self) -> None:
         for number, handler in self._former.items():

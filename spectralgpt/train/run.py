@@ -27,6 +27,7 @@ from spectralgpt.train.checkpoint import Checkpoint
 from spectralgpt.train.config import RunConfig, StageConfig
 from spectralgpt.train.device import matrix_dtype, place, set_up_torch
 from spectralgpt.train.ema import AVERAGE, averaged
+from spectralgpt.train.passes import Passes, choose, memory_of
 from spectralgpt.train.recipe import to_yaml
 from spectralgpt.train.stages import Snapshot
 from spectralgpt.train.tasks import TASKS
@@ -75,6 +76,7 @@ class Run:
         config: the same with every stage's steps known.
         device: where this process computes.
         windows: (training, validation) of each stage.
+        all_passes: how the windows of each stage go through the device.
         progress: where the run stands.
         task: what is trained.
         model: of the current stage.
@@ -87,6 +89,7 @@ class Run:
     config: RunConfig
     device: torch.device
     windows: list[tuple[Source, Source]]
+    all_passes: list[Passes]
     progress: Progress
     task: Task
     model: SpectralModel
@@ -98,6 +101,16 @@ class Run:
     def stage(self) -> StageConfig:
         """The current stage."""
         return self.config.stages[self.progress.stage]
+
+    @property
+    def passes(self) -> Passes:
+        """Those of the current stage."""
+        return self.all_passes[self.progress.stage]
+
+    @property
+    def micro_batch(self) -> int:
+        """Windows in a pass of this process, after what memory has taught."""
+        return min(self.passes.micro_batch, self.progress.micro_batch or self.passes.micro_batch)
 
     @property
     def first_sample(self) -> int:
@@ -194,7 +207,7 @@ class Run:
     def _take(self, snapshot: Snapshot) -> None:
         source = self.windows[self.progress.stage][0]
         self.model = _without_weights(self.task, source, self.stage)
-        self.wrapped, self.optimizer = place(self.config, self.model, self.device, snapshot)
+        self.wrapped, self.optimizer = place(self.config, self.model, self.device, snapshot, self.passes.recompute)
 
 
 def prepare(config: RunConfig, saved: Checkpoint | None) -> Run:
@@ -208,8 +221,11 @@ def prepare(config: RunConfig, saved: Checkpoint | None) -> Run:
     progress = Progress(**saved.state["progress"]) if saved else Progress()
     task = TASKS[config.task](config, saved.state.get("task") if saved else None)
     windows = [(task.open(index, "train"), task.open(index, "val")) for index in range(len(config.stages))]
+    memory = memory_of(device)
+    models = [task.model_config(train, stage) for (train, _), stage in zip(windows, config.stages, strict=True)]
     recipe, fitted = config, [_fitted(config, index, len(train)) for index, (train, _) in enumerate(windows)]
     config = replace(recipe, stages=fitted)
+    passes = [choose(config, stage, model, memory) for stage, model in zip(config.stages, models, strict=True)]
     source, stage = windows[progress.stage][0], config.stages[progress.stage]
     if saved is None:
         snapshot = stages.untrained(task.first(task.model_config(source, stage), config.seed))
@@ -219,8 +235,8 @@ def prepare(config: RunConfig, saved: Checkpoint | None) -> Run:
             snapshot.moments.pop(AVERAGE, None)
     scaler = GradScaler(device.type, enabled=matrix_dtype(config, device) == torch.float16)
     model = _without_weights(task, source, stage)
-    wrapped, optimizer = place(config, model, device, snapshot)
-    run = Run(recipe, config, device, windows, progress, task, model, wrapped, optimizer, scaler)
+    wrapped, optimizer = place(config, model, device, snapshot, passes[progress.stage].recompute)
+    run = Run(recipe, config, device, windows, passes, progress, task, model, wrapped, optimizer, scaler)
     torch.manual_seed((config.seed + (distributed.rank() << 32) + (progress.step << 40)) % 2**63)
     if saved is not None:
         run.restore_generators(saved)

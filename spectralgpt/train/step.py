@@ -32,11 +32,9 @@ class OptimizerStep:
 
     def __init__(self, run: Run) -> None:
         """For the stage that `run` is in."""
-        stage, device = run.stage, run.device
         self._run = run
-        share = stage.batch_size // distributed.world_size()
-        self._micro_batch = min(share, run.progress.micro_batch or stage.micro_batch or share)
-        self._place = torch.tensor(0, device=device)  # a tensor, which a recorded graph reads anew each time
+        self._micro_batch = run.micro_batch
+        self._place = torch.tensor(0, device=run.device)  # a tensor, which a recorded graph reads anew each time
         self._objective = run.task.objective(run, self._place)
         self._captured: dict[tuple[int, ...], Captured] = {}
         self._gradients = _gradient_buffer(run) if run.config.speed.cuda_graph else None

@@ -79,6 +79,9 @@ def test_evaluate_scores_hidden_valid_tokens_only_and_all_of_them() -> None:
     for candidate, psnr in ((rebuilt, result.psnr), (nearest, result.psnr_nearest), (mean, result.psnr_mean)):
         assert psnr == pytest.approx(-10 * math.log10((candidate - truth)[scored].square().mean().item()), abs=1e-4)
     assert result.windows == 5
+    with torch.no_grad():  # however they are batched, every token and every position weighs the same
+        whole = model(image, mask, valid=valid)
+    assert result.loss == pytest.approx(whole.loss.item(), rel=1e-5)
 
 
 def test_evaluate_leaves_the_model_in_its_mode() -> None:

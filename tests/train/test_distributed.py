@@ -77,7 +77,9 @@ def test_two_processes_do_what_one_does(image: Path, alone: Path, tmp_path: Path
 
 def test_one_process_is_told_to_stop_and_all_do_then_two_go_on_to_the_byte(image: Path, tmp_path: Path) -> None:
     options = recipe(tmp_path, image)
-    assert [end.code for end in worlds.run(2, options, before=worlds.terminate, arguments=(1, 3))] == [143, 143]
+    ends = worlds.run(2, options, before=worlds.terminate, arguments=(1, 3))
+    assert [end.code for end in ends] == [143, 143]
+    assert ["the state is saved" in end.stderr for end in ends] == [True, False], "told once, with the run's own folder"
     stopped, undisturbed = tmp_path / "runs" / "run", tmp_path / "runs" / "run-2"
     assert rows(stopped)[-1]["step"] == 3
     assert [end.code for end in worlds.run(2, options)] == [0, 0]  # drop path draws from each process's generator

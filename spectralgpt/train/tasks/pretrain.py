@@ -69,7 +69,7 @@ class Pretrain(Task):
 
     def validation(self, run: Run) -> ReconstructionValidation:
         """Reconstruction beside two baselines."""
-        return ReconstructionValidation(run.windows[run.progress.stage][1], run.stage, self.config.seed, run.device)
+        return ReconstructionValidation(run)
 
     def flops(self, config: ModelConfig, stage: StageConfig) -> float:
         """Of the visible tokens in the encoder and all of them in the decoder."""

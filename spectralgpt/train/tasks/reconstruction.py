@@ -6,21 +6,22 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.utils.data import default_collate
 
 from spectralgpt import ops
-from spectralgpt.data.datasets.scene import SceneWindows
-from spectralgpt.data.source import ImageViews
 from spectralgpt.models.autoencoder import Autoencoder
 from spectralgpt.models.base import SpectralModel, arrange_bands
 from spectralgpt.models.config import ModelConfig
 from spectralgpt.models.reconstruction import Reconstruction, denormalize, evaluate
-from spectralgpt.train.config import StageConfig
 from spectralgpt.train.tasks.base import Result, Validation
 from spectralgpt.viz.figures import Example, reconstruction_figure
+
+if TYPE_CHECKING:
+    from spectralgpt.train.run import Run
 
 _EXAMPLES = 3
 _HEADER = (
@@ -47,21 +48,21 @@ def result_of(found: Reconstruction) -> Result:
 
 
 class ReconstructionValidation(Validation):
-    """The held-out windows of one stage."""
+    """The held-out windows of one stage; every process measures all of them, which is why there is a limit."""
 
-    def __init__(self, windows: SceneWindows | ImageViews, stage: StageConfig, seed: int, device: torch.device) -> None:
+    def __init__(self, run: Run) -> None:
         """Chooses the windows to picture among the 5 % of most contrast, so that open water is not all one sees."""
-        self.windows = windows
-        self.stage = stage
-        self.seed = seed
-        self.device = device
+        self.windows, self.stage = run.windows[run.progress.stage][1], run.stage
+        self.seed, self.device, self._run = run.config.seed, run.device, run
+        count = min(len(self.windows), run.config.validate_windows)
+        self._measured = [place * len(self.windows) // count for place in range(count)]
         self._normalizations: dict[int, dict[str, Tensor]] = {}
         contrast = torch.cat([batch["image"].std((2, 3)).mean(1) for batch in self._batches()])
-        ranks = torch.linspace(1.0, 0.95, _EXAMPLES) * (len(windows) - 1)
-        self._pictured = contrast.argsort()[ranks.round().long()].unique().tolist()
+        ranks = torch.linspace(1.0, 0.95, _EXAMPLES) * (count - 1)
+        self._pictured = [self._measured[place] for place in contrast.argsort()[ranks.round().long()].unique().tolist()]
 
     def measure(self, model: SpectralModel) -> Result:
-        """Errors of the model and the baselines over all windows."""
+        """Errors of the model and the baselines over the windows."""
         assert isinstance(model, Autoencoder)
         return result_of(
             evaluate(model, self._batches(), mask_ratio=self.stage.mask_ratio, seed=self.seed, device=self.device)
@@ -98,10 +99,10 @@ class ReconstructionValidation(Validation):
         )
 
     def _batches(self) -> Iterator[dict[str, Tensor]]:
-        """All windows in order, without a DataLoader: that would draw from the generator drop path uses."""
-        size = self.stage.batch_size
-        for start in range(0, len(self.windows), size):
-            indices = range(start, min(start + size, len(self.windows)))
+        """The windows in order, without a DataLoader: that would draw from the generator drop path uses."""
+        size = self._run.micro_batch  # what fits for training fits here
+        for start in range(0, len(self._measured), size):
+            indices = self._measured[start : start + size]
             yield default_collate([{**self.windows[0, index], **self._normalization(index)} for index in indices])
 
     def _normalization(self, index: int) -> dict[str, Tensor]:

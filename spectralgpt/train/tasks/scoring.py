@@ -79,7 +79,7 @@ class Scoring(Validation):
         raw: Iterator[RawBatch] = loader(
             source,
             EpochSampler(len(source), 0, shuffle=False),
-            run.stage.batch_size,
+            run.micro_batch,
             num_workers=data.num_workers,
             stop=len(source),
         )
