@@ -15,7 +15,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from spectralgpt.errors import UserError
 
@@ -75,7 +75,7 @@ def prepare(arguments: Sequence[str]) -> int:
     for command in (stats, shards):
         command.add_argument("--dataset", help="its name, or shards (default: what the folder looks like)")
         command.add_argument("--split", default="train", help="which part (%(default)s)")
-        command.add_argument("--bands", nargs="+", metavar="NAME", help="in this order (default: the data set's own)")
+        command.add_argument("--bands", **_NAMES, help="in this order (default: the data set's own)")
         command.add_argument("--option", action="append", default=[], metavar="KEY=VALUE", help="of the data set")
         command.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes (all cores)")
         command.add_argument("--max-bad", type=float, default=0.01, metavar="SHARE", help="of the images (%(default)s)")
@@ -143,7 +143,7 @@ def predict(arguments: Sequence[str]) -> int:
     parser = _Parser(prog="spectralgpt predict", description=predict.__doc__)
     parser.add_argument("scenes", nargs="+", metavar="SCENE", help="file or folder, demo; two dates for change")
     parser.add_argument("--model", required=True, metavar="RUN", help="a run, or a model's folder")
-    parser.add_argument("--out", type=Path, required=True, help="the map; for several scenes a folder")
+    parser.add_argument("--out", type=Path, required=True, help="the map (.tif), or a folder for maps")
     parser.add_argument("--probabilities", action="store_true", help="also write OUT-probabilities.tif")
     parser.add_argument("--window", type=int, metavar="PIXELS", help="side of a window (the model's image size)")
     parser.add_argument(
@@ -220,16 +220,16 @@ def info(arguments: Sequence[str]) -> int:
     parser.add_argument("root", nargs="?", type=Path, help="folder of a data set; versions and devices without it")
     parser.add_argument("--dataset", help="its kind (default: told from the folder)")
     parser.add_argument("--split", help="only this split")
-    parser.add_argument("--bands", nargs="+", metavar="NAME", help="in this order (default: the data set's own)")
+    parser.add_argument("--bands", **_NAMES, help="in this order (default: the data set's own)")
     parser.add_argument("--sample", type=int, default=200, help="how many images to read (default: 200)")
     parser.add_argument("--sheet", type=Path, help="the contact sheet (default: DATASET-SPLIT.png in this folder)")
     parser.add_argument("-o", "--option", action="append", default=[], help="KEY=VALUE of the data set, repeatable")
     options = parser.parse_args(arguments)
     if options.root is not None:
-        from spectralgpt.data.report import dataset_report, parse_names, parse_options
+        from spectralgpt.data.report import dataset_report, parse_options
 
-        bands = parse_names(options.bands)
-        chosen, settings = (options.root, options.dataset, options.split, bands), parse_options(options.option)
+        chosen = (options.root, options.dataset, options.split, options.bands)
+        settings = parse_options(options.option)
         for line in dataset_report(*chosen, settings, sample=options.sample, sheet=options.sheet):
             print(line, flush=True)
         return 0
@@ -257,13 +257,12 @@ def app(arguments: Sequence[str]) -> int:
     parser.add_argument("root", type=Path, help="folder with scenes and models; nothing outside it is opened")
     parser.add_argument("--port", type=int, default=7860, help="on 127.0.0.1 (%(default)s)")
     parser.add_argument("--sensor", help="whose names the models' bands have (found by the bands)")
-    parser.add_argument("--band-order", metavar="A,B,...", help="bands of files without band descriptions")
+    parser.add_argument("--band-order", **_NAMES, help="bands of files that do not name them")
     options = parser.parse_args(arguments)
     from spectralgpt.app.explorer import Explorer
     from spectralgpt.app.server import serve
 
-    band_order = options.band_order.split(",") if options.band_order else None
-    serve(Explorer(options.root, options.sensor, band_order), options.port)
+    serve(Explorer(options.root, options.sensor, options.band_order), options.port)
     return 0
 
 
@@ -290,8 +289,8 @@ def _add_scene_arguments(parser: argparse.ArgumentParser) -> None:
     """How a scene is read for a model, and how it computes."""
     parser.add_argument("--batch-size", type=int, default=16, help="windows at a time (%(default)s)")
     parser.add_argument("--sensor", help="whose names the model's bands have (found by its bands)")
-    parser.add_argument("--bands", nargs="+", metavar="NAME", help="the model's bands, if it does not know them")
-    parser.add_argument("--band-order", nargs="+", metavar="NAME", help="bands of a file that does not name them")
+    parser.add_argument("--bands", **_NAMES, help="the model's bands, if it does not know them")
+    parser.add_argument("--band-order", **_NAMES, help="bands of a file that does not name them")
     parser.add_argument("--missing", choices=["error", "nearest"], default="error", help="band not there (%(default)s)")
     parser.add_argument("--normalization", help="percentile, minmax, none or statistics, in place of the model's")
     parser.add_argument("--scale", type=float, help="(value - offset) * scale are the model's units")
@@ -313,6 +312,16 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "info": info,
     "app": app,
 }
+
+
+class _Names(argparse.Action):
+    """Names apart or with commas between."""
+
+    def __call__(self, _: object, found: argparse.Namespace, values: Any, option: str | None = None) -> None:  # noqa: ANN401
+        setattr(found, self.dest, [name for text in values for name in text.split(",") if name])
+
+
+_NAMES: dict[str, Any] = {"nargs": "+", "metavar": "NAME", "action": _Names}
 
 
 class _Parser(argparse.ArgumentParser):

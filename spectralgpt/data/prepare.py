@@ -13,7 +13,7 @@ from spectralgpt.data.datasets import detect, open_dataset
 from spectralgpt.data.datasets.base import PatchDataset
 from spectralgpt.data.demo import demo_scene
 from spectralgpt.data.paths import local
-from spectralgpt.data.report import parse_names, parse_options
+from spectralgpt.data.report import parse_options
 from spectralgpt.data.shards import INDEX, Shards
 from spectralgpt.data.statistics import measure
 from spectralgpt.errors import UserError
@@ -84,11 +84,10 @@ def verify(root: str) -> str:
 def _open(
     root: str, dataset: str | None, split: str, bands: Sequence[str] | None, options: Sequence[str]
 ) -> tuple[PatchDataset, str]:
-    names = parse_names(bands)
     if dataset == "shards":
-        return Shards(root, split, names), dataset
+        return Shards(root, split, bands), dataset
     kind = dataset or detect(root)
-    return open_dataset(kind, root, split, names, **parse_options(options)), kind
+    return open_dataset(kind, root, split, bands, **parse_options(options)), kind
 
 
 def _left_out(bad: Sequence[tuple[str, str]]) -> str:

@@ -53,7 +53,7 @@ import rasterio  # type: ignore[import-untyped]
 from rasterio.enums import Interleaving, MaskFlags  # type: ignore[import-untyped]
 from rasterio.errors import CRSError, NotGeoreferencedWarning, RasterioError  # type: ignore[import-untyped]
 from rasterio.io import DatasetReader  # type: ignore[import-untyped]
-from rasterio.windows import Window  # type: ignore[import-untyped]
+from rasterio.windows import Window, intersect  # type: ignore[import-untyped]
 
 Pixels = NDArray[Any]
 Bools = NDArray[np.bool_]
@@ -116,12 +116,16 @@ def read_window(
     """Bands by their 1-based numbers, `(n, h, w)` in the file's type, and where the file calls them valid.
 
     Raises:
-        UserError: the file is damaged.
+        UserError: the file is damaged; names the first block that is.
     """
     window = Window(column, row, width, height)
     with _blaming(header.path):
         file = _open(header.path, header.stamp, os.getpid())
-        pixels = file.read(list(numbers), window=window)
+        try:
+            pixels = file.read(list(numbers), window=window)
+        except RasterioError as error:
+            place = _first_damage(file, numbers, window)
+            raise UserError(f"{header.path}: damaged raster ({reason(error)}){place}") from error
         valid = np.ones(pixels.shape, bool)
         if header.has_mask:
             np.not_equal(file.read_masks(list(numbers), window=window), 0, out=valid)
@@ -327,6 +331,20 @@ def _page_start(page: DatasetReader) -> int:
     if page.compression is not None or page.block_shapes != [page.shape]:
         return 0
     return int(page.get_tag_item("BLOCK_OFFSET_0_0", "TIFF", bidx=1) or 0)
+
+
+def _first_damage(file: DatasetReader, numbers: Sequence[int], window: Window) -> str:
+    """Where in a window that cannot be read the first block lies that cannot: a file of gigabytes may lack but one."""
+    for number in numbers:
+        for _, block in file.block_windows(number):
+            if not intersect(block, window):
+                continue
+            try:
+                file.read(number, window=block)
+            except RasterioError:
+                (top, bottom), (left, right) = block.toranges()
+                return f"; in rows {top} to {bottom - 1}, columns {left} to {right - 1} of band {number}"
+    return ""
 
 
 @contextmanager

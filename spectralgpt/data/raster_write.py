@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from xml.sax.saxutils import escape
 
 import numpy as np
 import xxhash
@@ -49,6 +50,7 @@ class RasterLayout:
         transform: (column, row) to coordinates, or None.
         nodata: value that means "no data", or None.
         colours: "#rrggbb" of the values 0, 1, ... of an 8-bit raster; "no data" becomes transparent.
+        classes: names of the values 0, 1, ...
         scale: a pixel means value * scale.
         tags: text by name.
         is_categorical: whether overviews take the most frequent value instead of the mean.
@@ -61,6 +63,7 @@ class RasterLayout:
     transform: Any = None
     nodata: float | None = None
     colours: tuple[str, ...] = ()
+    classes: tuple[str, ...] = ()
     scale: float | None = None
     tags: Mapping[str, str] = field(default_factory=dict)
     is_categorical: bool = False
@@ -73,6 +76,8 @@ class RasterLayout:
 
 def write_cog(path: Path, layout: RasterLayout, strips: Iterable[tuple[int, Pixels]]) -> None:
     """Writes a tiled, compressed, cloud-optimised GeoTIFF with overviews. Whoever needs it whole or absent renames it.
+
+    Names of classes are tags; and, as GDAL and QGIS take them for legends from there alone, in `<path>.aux.xml`.
 
     Args:
         path: the file; a file named `.<name>.tif` beside it holds the pixels meanwhile.
@@ -92,8 +97,15 @@ def write_cog(path: Path, layout: RasterLayout, strips: Iterable[tuple[int, Pixe
             _add_overviews(plain, layout)
             rasterio.shutil.copy(plain, path, driver="COG", **options)
             _compare(path, layout.shape[1], sums)
+            if layout.classes:
+                names_file(path).write_text(_category_names(layout.classes), encoding="utf-8")
     finally:
         plain.unlink(missing_ok=True)
+
+
+def names_file(path: Path) -> Path:
+    """Where GDAL looks for the names of a raster's classes."""
+    return path.with_name(f"{path.name}.aux.xml")
 
 
 def read_tags(path: Path) -> dict[str, str]:
@@ -207,7 +219,7 @@ def _write_plain(path: Path, layout: RasterLayout, strips: Iterable[tuple[int, P
             sums.append((row, pixels.shape[1], _checksum(pixels)))
             file.write(pixels, window=Window(0, row, width, pixels.shape[1]))
         file.descriptions = layout.bands
-        file.update_tags(**layout.tags)
+        file.update_tags(**layout.tags, **{f"CLASS_{value}": name for value, name in enumerate(layout.classes)})
         if layout.scale is not None:
             file.scales = (layout.scale,) * len(layout.bands)
         if layout.colours:
@@ -237,6 +249,12 @@ def _compare(path: Path, width: int, sums: Sequence[tuple[int, int, int]]) -> No
 
 def _checksum(pixels: Pixels) -> int:
     return xxhash.xxh3_64_intdigest(np.ascontiguousarray(pixels).data)
+
+
+def _category_names(classes: Sequence[str]) -> str:
+    names = "".join(f"<Category>{escape(name)}</Category>" for name in classes)
+    band = f'<PAMRasterBand band="1"><CategoryNames>{names}</CategoryNames></PAMRasterBand>'
+    return f"<PAMDataset>{band}</PAMDataset>\n"
 
 
 def _side(layout: RasterLayout) -> int:

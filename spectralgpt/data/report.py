@@ -127,11 +127,6 @@ def dataset_report(
         yield f"contact sheet: {path.absolute()}"
 
 
-def parse_names(texts: Sequence[str] | None) -> list[str] | None:
-    """Band names of a command line, apart or with commas between; None stays None."""
-    return None if texts is None else [name for text in texts for name in text.split(",")]
-
-
 def parse_options(texts: Sequence[str]) -> dict[str, Any]:
     """Options of a data set from "key=value" texts; values are YAML: numbers, true, [B02, B03].
 

@@ -89,6 +89,11 @@ class DataConfig:
         object.__setattr__(self, "crop_area", tuple(self.crop_area))
         if self.band_order is not None:
             object.__setattr__(self, "band_order", tuple(self.band_order))
+        if self.band_order is not None and self.dataset is not None:
+            raise UserError(
+                f"data.band_order: expected none with data.dataset {self.dataset}; data sets that take one have it in "
+                'data.options: ["band_order=[B02, B03, B04]"]'
+            )
         if not 0 <= self.max_bad <= 1:
             raise UserError(f"data.max_bad: expected a share from 0 to 1, got {self.max_bad}")
         if not 0 <= self.val_fraction < 1:

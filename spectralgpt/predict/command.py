@@ -47,7 +47,7 @@ class PredictOptions:
     Attributes:
         scenes: files or folders; "demo" is the demo scene. Two dates for change, else each scene by itself.
         model: a run, or a model's folder.
-        out: the map; for several scenes a folder, which gets `<scene>.tif` of each.
+        out: the map, ending in .tif; or a folder, which gets `<scene>.tif` of each, as several scenes need.
         probabilities: also write `<out>-probabilities.tif`.
         window: rows and columns of a window; None for those the model is made for.
         overlap: share of a window's side that it has in common with each neighbour at least.
@@ -186,18 +186,31 @@ def _predict(
 def _jobs(options: PredictOptions, model: TaskModel, card: SensorCard) -> list[tuple[tuple[Path, ...], Path]]:
     """The scenes of each map, and where it goes."""
     paths = [path for text in options.scenes for path in scenes_at(text, card)]
+    names = ["demo"] if list(options.scenes) == ["demo"] else [_name(path) for path in paths]
     if model.task == "change":
         if len(paths) != 2:
             raise UserError(f"scenes: expected two dates for a change detector, before and after, got {len(paths)}")
-        return [(tuple(paths), options.out)]
+        return [(tuple(paths), _map_path(options.out, names[1]))]
     if len(paths) == 1:
-        return [((paths[0],), options.out)]
-    names = [path.stem if path.is_file() else path.name for path in paths]
+        return [((paths[0],), _map_path(options.out, names[0]))]
     twice = {name for name in names if names.count(name) > 1}
     if twice or options.out.suffix.lower() in (".tif", ".tiff"):
         got = f"two scenes called {min(twice)}" if twice else str(options.out)
         raise UserError(f"--out: expected a folder for {len(paths)} scenes of different names, got {got}")
     return [((path,), options.out / f"{name}.tif") for path, name in zip(paths, names, strict=True)]
+
+
+def _name(scene: Path) -> str:
+    return scene.stem if scene.is_file() else scene.name
+
+
+def _map_path(out: Path, name: str) -> Path:
+    """Where the only map goes: a file, or into a folder like those of several."""
+    if out.suffix.lower() in (".tif", ".tiff"):
+        return out
+    if out.suffix and not out.is_dir():
+        raise UserError(f"--out: expected a map that ends in .tif, or a folder, got {out}")
+    return out / f"{name}.tif"
 
 
 def _layers(model: TaskModel, scene: Scene, out: Path, options: PredictOptions) -> list[Layer]:

@@ -69,7 +69,11 @@ def model_folder(path: str | Path) -> Path:
     for folder in (path, path / "model"):
         if (folder / CONFIG_FILE).is_file():
             return folder
-    raise UserError(f"{path}: expected a run or a model's folder, with {CONFIG_FILE} in it or in model/, got none")
+    there = "one where training has not ended" if (path / "checkpoints").is_dir() else "neither"
+    raise UserError(
+        f"{path}: expected a run or a model's folder, with {CONFIG_FILE} in it or in model/, got "
+        + (there if path.exists() else "no such folder")
+    )
 
 
 def window_side(config: ModelConfig) -> int:
@@ -188,6 +192,12 @@ def _units(scene: Scene, options: InputOptions) -> tuple[Doubles, Doubles]:
     ratios = np.array([1.0 if scale is None or not usual else scale / usual for scale in scene.scales])
     is_other = np.abs(ratios - 1) > _SAME_SCALE
     zeros = np.array([offset or 0.0 for offset in scene.offsets])
+    moved = zeros[~is_other & (zeros != 0)]
+    if usual and moved.size:  # Sentinel-2 since baseline 04.00: 1000 higher than the images most models know
+        raise UserError(
+            f"{scene.name}: expected to know what the model was trained on, as {moved[0]:g} stands for reflectance 0 "
+            f"here; give --offset {moved[0]:g} to subtract it, or --offset 0 if it was so in the training images too"
+        )
     return np.where(is_other, zeros, 0.0), np.where(is_other, ratios, 1.0)
 
 

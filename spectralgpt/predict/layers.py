@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import colorsys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from operator import mul
@@ -16,10 +15,10 @@ from spectralgpt.data.raster_write import RasterLayout
 from spectralgpt.data.scene import Scene
 from spectralgpt.errors import UserError
 from spectralgpt.predict.windows import Floats
+from spectralgpt.viz.palette import palette
 
 NODATA = 255
 _STEPS = 254  # of a probability in a byte, 255 being "no data"
-_GOLDEN = 0.618033988749895
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ class Layer:
 def class_layer(
     path: Path, scene: Scene, classes: Sequence[str], colours: Sequence[str] = (), nodata: int = 255
 ) -> Layer:
-    """The most probable class of each pixel, with names as tags CLASS_0, ... and a colour table.
+    """The most probable class of each pixel, with the classes' names and a colour table.
 
     Raises:
         UserError: "no data" is a class's number, or there are more classes than a byte holds.
@@ -62,7 +61,7 @@ def class_layer(
         ("class",),
         nodata=nodata,
         colours=tuple(colours) or palette(len(classes)),
-        tags={f"CLASS_{value}": name for value, name in enumerate(classes)},
+        classes=tuple(classes),
         is_categorical=True,
     )
     return Layer(path, layout, lambda values: values.argmax(axis=0)[None])
@@ -96,14 +95,6 @@ def value_layer(
         transform = scene.transform and type(scene.transform)(*map(mul, tuple(scene.transform)[:6], steps))
         layout = replace(layout, shape=(height, width), transform=transform)
     return Layer(path, layout, np.rint if np.dtype(dtype).kind in "iu" else np.copy)
-
-
-def palette(count: int) -> tuple[str, ...]:
-    """So many colours, far apart in hue from one to the next."""
-    colours = [
-        colorsys.hsv_to_rgb(i * _GOLDEN % 1, 0.55 + 0.35 * (i % 2), 0.95 - 0.3 * (i // 2 % 2)) for i in range(count)
-    ]
-    return tuple("#" + bytes(round(255 * part) for part in colour).hex() for colour in colours)
 
 
 def _layout(scene: Scene, dtype: str, bands: tuple[str, ...], **more: object) -> RasterLayout:

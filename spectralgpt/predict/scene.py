@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from spectralgpt.data.mask import Mask
 from spectralgpt.data.normalize import Normalization
-from spectralgpt.data.raster_write import BLOCK, blaming_writes, read_tags, write_cog
+from spectralgpt.data.raster_write import BLOCK, blaming_writes, names_file, read_tags, write_cog
 from spectralgpt.data.scene import Scene
 from spectralgpt.errors import UserError
 from spectralgpt.predict.array import Function, overlap_pixels
@@ -79,8 +79,9 @@ def predict_scene(
 
     Raises:
         UserError: a damaged file (named with the place), no valid pixel, values that are no numbers, a disk that is
-            full or refuses, or work of other settings in the way.
+            full or refuses, work of other settings in the way, or an output that is an input.
     """
+    _spare_inputs(scenes, masks, layers)
     height, width = scenes[0].shape
     if height % cell or width % cell or size % cell:
         raise ValueError(f"expected scenes and windows of whole cells of {cell}, got {scenes[0].shape} and {size}")
@@ -115,6 +116,17 @@ def predict_scene(
             _finish(work, layers, digest, scenes[0].name)
         ranks.wait()
     return True
+
+
+def _spare_inputs(scenes: Sequence[Scene], masks: Sequence[Mask], layers: Sequence[Layer]) -> None:
+    """Refuses to write over what is read: --overwrite means maps."""
+    read = {header.path.resolve() for scene in scenes for header in scene.headers}
+    read |= {mask.header.path.resolve() for mask in masks}
+    for layer in layers:
+        if layer.path.resolve() in read:
+            raise UserError(
+                f"{layer.path}: expected an output beside the scene, got a file that is read; choose another --out"
+            )
 
 
 def _is_there(layers: Sequence[Layer], digest: str, overwrite: bool) -> bool:
@@ -179,6 +191,8 @@ def _finish(work: Work, layers: Sequence[Layer], digest: str, name: str) -> None
         write_cog(path, tagged, work.read_rows(f"rows-{number}", layout.dtype, shape, BLOCK))
         made.append((path, layer.path))
     for path, final in made:
+        if names_file(path).exists():
+            publish(names_file(path), names_file(final))
         publish(path, final)
     work.remove()
 
@@ -195,4 +209,5 @@ def _check_space(work: Work, layers: Sequence[Layer]) -> None:
 
 def _plain(layer: Layer) -> list[Any]:
     layout = layer.layout
-    return [layout.dtype, list(layout.bands), layout.nodata, list(layout.colours), dict(layout.tags)]
+    names = [list(names) for names in (layout.bands, layout.colours, layout.classes)]
+    return [layout.dtype, layout.nodata, *names, dict(layout.tags)]

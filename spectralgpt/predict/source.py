@@ -17,7 +17,6 @@ from spectralgpt.data.mask import Mask
 from spectralgpt.data.normalize import Normalization
 from spectralgpt.data.raster import Bools, Pixels
 from spectralgpt.data.scene import Scene
-from spectralgpt.errors import UserError
 from spectralgpt.predict.windows import Windows, mirrored
 
 _CHUNK_BYTES = 384 << 20
@@ -57,7 +56,7 @@ class Source:
         `size`.
 
         Raises:
-            UserError: a file is damaged; names the place.
+            UserError: a file is damaged.
         """
         height, width = self.windows.extent
         if not any(self.valid(row, row + height)[:, column : column + width].any() for column in columns):
@@ -132,12 +131,7 @@ class _Rows:
     def _read(self, height: int, left: int, width: int) -> None:
         row = self._stop
         place = np.s_[..., row - self._start : row - self._start + height, left : left + width]
-        try:
-            pixels, valid = self._scene.read_raw(row, left, height, width)
-        except UserError as error:
-            raise UserError(
-                f"{error}; in rows {row} to {row + height - 1}, columns {left} to {left + width - 1}"
-            ) from error
+        pixels, valid = self._scene.read_raw(row, left, height, width)
         self._pixels[place] = pixels
         masked = [mask.read(row, left, height, width) for mask in self._masks]
         if valid is None and not any(mask.any() for mask in masked):

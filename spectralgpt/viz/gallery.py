@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib import colormaps
-from matplotlib.colors import to_hex, to_rgb
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
+
+from spectralgpt.viz.palette import palette
 
 __all__ = ["Figure", "Picture", "colour_bands", "contact_sheet", "sample_figure"]
 
@@ -143,9 +144,9 @@ def _panels(picture: Picture, classes: Sequence[str], colours: Sequence[str]) ->
     shown[~valid] = _NO_DATA
     panels = list(shown)
     if picture.mask is not None:
-        palette = np.array([to_rgb(colour) for colour in _palette(len(classes), colours)])
+        table = np.array([to_rgb(colour) for colour in _palette(len(classes), colours)])
         known = np.minimum(picture.mask.astype(np.int64), len(classes))
-        panels.append(np.vstack([palette, to_rgb(_UNLABELLED)])[known])
+        panels.append(np.vstack([table, to_rgb(_UNLABELLED)])[known])
     return panels
 
 
@@ -159,16 +160,14 @@ def _dates(picture: Picture) -> list[str]:
 
 
 def _palette(count: int, colours: Sequence[str]) -> list[str]:
-    return list(colours) if colours else [to_hex(colormaps["tab20"](number % 20)) for number in range(count)]
+    return list(colours) if colours else list(palette(count))
 
 
 def _legend(figure: Figure, pictures: Sequence[Picture], classes: Sequence[str], colours: Sequence[str]) -> None:
     """The classes that occur; all others, and pixels without a label, where there are such."""
     seen = sorted({int(value) for picture in pictures if picture.mask is not None for value in np.unique(picture.mask)})
-    palette = _palette(len(classes), colours)
-    entries = [(textwrap.shorten(classes[value], 32), palette[value]) for value in seen if value < len(classes)][
-        :_LEGEND
-    ]
+    table = _palette(len(classes), colours)
+    entries = [(textwrap.shorten(classes[value], 32), table[value]) for value in seen if value < len(classes)][:_LEGEND]
     if any(value >= len(classes) for value in seen):
         entries.append(("no label", _UNLABELLED))
     handles = [Patch(facecolor=colour, edgecolor="#888888", linewidth=0.5, label=name) for name, colour in entries]

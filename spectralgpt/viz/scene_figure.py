@@ -68,7 +68,7 @@ def overview_figure(path: Path, scene: Overview, *, title: str, lines: Sequence[
     )
     axes.set(xticks=[], yticks=[], facecolor=_NO_DATA)
     axes.set_title("error of hidden values, normalised units", fontsize=9.5, loc="left")
-    figure.colorbar(drawn, ax=axes, fraction=0.04, pad=0.02)
+    figure.colorbar(drawn, cax=axes.inset_axes((1.02, 0, 0.035, 1)))  # takes no room, so the panels stay aligned
     figure.text(0.69, 1 - 0.9 / (2 * tall + 1.5), "\n".join(lines), family="monospace", fontsize=8.5, va="top")
     figure.savefig(path)
 

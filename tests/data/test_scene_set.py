@@ -184,6 +184,10 @@ def test_one_line_says_what_was_read(tmp_path):
             r"data\.normalization: expected auto, percentile, minmax, none or a .*, got 'zscore'",
         ),
         ({"bands": ()}, r"data\.bands: expected at least one"),
+        (
+            {"dataset": "folder", "band_order": ("B02",)},
+            r"data\.band_order: expected none with data\.dataset folder; .* in data\.options",
+        ),
     ],
 )
 def test_options_are_checked(options, message):

@@ -3,8 +3,12 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+import subprocess
 import warnings
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -113,6 +117,42 @@ def test_the_map_is_what_the_model_says(tmp_path, folder, image):
     assert np.array_equal(read(out)[0][valid.all(0)], expected.numpy()[valid.all(0)])
 
 
+def test_class_names_are_where_gis_programs_look(tmp_path, folder, image):
+    """GDAL itself reads them back where it is installed; without what our process sets, which leaves sidecars alone."""
+    out = tmp_path / "map.tif"
+    assert predict(image, "--model", folder("segmentation"), "--out", out) == 0
+    names = ElementTree.parse(f"{out}.aux.xml").findall("PAMRasterBand[@band='1']/CategoryNames/Category")
+    assert [name.text for name in names] == ["water", "<b>", "town"]
+    gdalinfo = shutil.which("gdalinfo")
+    if gdalinfo:
+        told = json.loads(subprocess.run([gdalinfo, "-json", out], capture_output=True, check=True, env={}).stdout)
+        assert told["bands"][0]["categories"] == ["water", "<b>", "town"]
+
+
+def test_where_the_map_goes(tmp_path, folder, image, capsys):
+    run = folder("segmentation")
+    assert predict(image, "--model", run, "--out", tmp_path / "maps") == 0
+    assert read(tmp_path / "maps" / "scene.tif").shape == (1, 50, 70)
+    (tmp_path / "v1.2").mkdir()
+    assert predict(image, "--model", run, "--out", tmp_path / "v1.2") == 0
+    assert (tmp_path / "v1.2" / "scene.tif").exists()
+    message = refused(capsys, image, "--model", run, "--out", tmp_path / "map.png")
+    assert "--out: expected a map that ends in .tif, or a folder" in message
+
+
+@pytest.mark.parametrize("option", ["scene", "mask"])
+def test_what_is_read_is_never_written_over(tmp_path, folder, image, capsys, option):
+    run = folder("segmentation")
+    mask = write(tmp_path / "clouds.tif", np.zeros((1, 50, 70), np.uint8))
+    target = {"scene": Path(image), "mask": mask}[option]
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path)
+    before = target.read_bytes()
+    message = refused(capsys, image, "--model", run, "--mask", mask, "--out", link / target.name, "--overwrite")
+    assert "expected an output beside the scene, got a file that is read" in message
+    assert target.read_bytes() == before
+
+
 def test_change_takes_two_dates(tmp_path, folder, image, capsys):
     later = write(tmp_path / "later.tif", noise(4, 50, 70, seed=2), ("B02", "B08", "B03", "B04"))
     run, out = folder("change"), tmp_path / "map.tif"
@@ -137,7 +177,7 @@ def test_several_scenes_go_into_a_folder(tmp_path, folder, image, capsys):
     broken = tmp_path / "broken.tif"
     broken.write_bytes(Path(image).read_bytes()[:3000])
     assert predict(image, other, broken, "--model", run, "--out", tmp_path / "maps") == 2
-    assert sorted(path.name for path in (tmp_path / "maps").iterdir()) == ["scene.tif", "split.tif"]
+    assert sorted(path.name for path in (tmp_path / "maps").glob("*.tif")) == ["scene.tif", "split.tif"]
     lines = capsys.readouterr().err.splitlines()
     assert lines[0].startswith(f"error: {broken}: ") and lines[1] == "error: 1 of 3 scenes could not be predicted"
     classes = read(tmp_path / "maps" / "split.tif")
@@ -174,7 +214,13 @@ def test_missing_bands_and_models(tmp_path, folder, capsys):
     nameless = write(tmp_path / "nameless.tif", noise(3, 50, 70))
     assert "band_order" in refused(capsys, nameless, "--model", run, "--out", out)
     assert predict(nameless, "--model", run, "--out", out, "--overwrite", "--band-order", "B02", "B03", "B04") == 0
-    assert "expected a run or a model's folder" in refused(capsys, nameless, "--model", tmp_path, "--out", out)
+    assert predict(nameless, "--model", run, "--out", out, "--band-order", "B02,B03,", "B04") == 0
+    message = refused(capsys, nameless, "--model", tmp_path, "--out", out)
+    assert "expected a run or a model's folder" in message and message.endswith("got neither")
+    assert refused(capsys, nameless, "--model", tmp_path / "no", "--out", out).endswith("got no such folder")
+    (tmp_path / "young" / "checkpoints").mkdir(parents=True)
+    message = refused(capsys, nameless, "--model", tmp_path / "young", "--out", out)
+    assert message.endswith("got one where training has not ended")
     assert "no such file or folder" in refused(capsys, tmp_path / "none.tif", "--model", run, "--out", out)
 
 
@@ -206,6 +252,15 @@ def test_units(tmp_path, folder, image, capsys):
         file.scales, file.offsets = (1e-5,) * 4, (0.0,) * 4
     assert predict(tagged, "--model", run, "--out", tmp_path / "three.tif") == 0
     assert (read(tmp_path / "three.tif") == expected).mean() > 0.999
+    raised = write(tmp_path / "raised.tif", np.where(numbers > 0, numbers + 1000, 0).astype(numbers.dtype), names)
+    with rasterio.open(raised, "r+") as file:
+        file.nodata, file.scales, file.offsets = 0, (1e-4,) * 4, (-0.1,) * 4
+    message = refused(capsys, raised, "--model", run, "--out", tmp_path / "raised-map.tif")
+    assert "as 1000 stands for reflectance 0 here; give --offset 1000 to subtract it, or --offset 0" in message
+    assert predict(raised, "--model", run, "--out", tmp_path / "raised-map.tif", "--offset", 1000) == 0
+    assert (read(tmp_path / "raised-map.tif") == expected).mean() > 0.999
+    assert predict(raised, "--model", run, "--out", tmp_path / "as-is.tif", "--offset", 0) == 0
+    assert (read(tmp_path / "as-is.tif") == expected).mean() < 0.9
     percentile = folder("segmentation")
     assert predict(image, "--model", percentile, "--out", tmp_path / "four.tif") == 0
     assert predict(silent, "--model", percentile, "--out", tmp_path / "five.tif") == 0
@@ -252,7 +307,8 @@ def test_models_of_other_bands(tmp_path):
 def test_product_folders(tmp_path, folder):
     """A SAFE folder's bands have 10, 20 and 60 m; the map has the finest grid of those that the model needs."""
     out = tmp_path / "map.tif"
-    assert predict(safe(tmp_path / "in"), "--model", folder("segmentation", "none"), "--out", out) == 0
+    run = folder("segmentation", "none")
+    assert predict(safe(tmp_path / "in"), "--model", run, "--out", out, "--offset", 0) == 0
     with rasterio.open(out) as file:
         assert file.shape == (12, 12) and file.transform == at(10)
     small = {**SMALL, "bands": LANDSAT_OLI_TIRS.select(("B2", "B3", "B4"))}

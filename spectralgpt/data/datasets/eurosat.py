@@ -33,6 +33,18 @@ class EuroSAT(PatchDataset):
     splits: ClassVar[tuple[str, ...]] = ("train", "val", "test", "all")
     task = "single_label"
     classes = tuple(EUROSAT_COUNTS)
+    colours = (
+        "#f4d35e",  # fields yellow, woods and meadows green, what is built grey to red, water blue
+        "#1b6b34",
+        "#a6c86b",
+        "#6f6f78",
+        "#9b4f96",
+        "#5fae57",
+        "#e08a2c",
+        "#d1352b",
+        "#5fa8dc",
+        "#1f4e9e",
+    )
 
     def __init__(
         self,

@@ -53,6 +53,7 @@ class Folder(PatchDataset):
         table: str | None = None,
         classes: Sequence[str] | None = None,
         codes: Sequence[int] | None = None,
+        colours: Sequence[str] = (),
         ignore: Sequence[int] = (),
         shares: Mapping[str, float] = _SHARES,
         fraction: float = 1.0,
@@ -73,6 +74,7 @@ class Folder(PatchDataset):
                 mask and split; lists the images instead of `images`.
             classes: names; found in the table, or in all label rasters, by default.
             codes: what stands for each class in label rasters; 0, 1, ... by default, or what is found there.
+            colours: "#rrggbb" of each class, for pictures and maps.
             ignore: codes of pixels without a label.
             shares: of the splits, where no split column says.
             fraction: of the split, the same share of every class where images have one label.
@@ -95,8 +97,15 @@ class Folder(PatchDataset):
         elif "label" in columns:
             self.classes, self._labels = _label_classes(self.root / str(table), columns["label"], classes)
             self.task = "single_label" if self._labels.ndim == 1 else "multi_label"
+        if len(colours) not in (0, len(self.classes)):
+            raise UserError(f"colours: expected one for each of {len(self.classes)} classes, got {len(colours)}")
+        self.colours = tuple(colours)
         rows = np.flatnonzero([side == split for side in self._sides(names, columns, shares, seed)])
-        filled(self, len(rows), self.root)
+        if not len(rows):
+            raise UserError(
+                f"{self.root}: expected images for the {split} split, found none among {len(names)}; give the table a "
+                "column split, or other shares or another seed"
+            )
         labels = None if self._labels is None else self._labels[rows]
         keep = chosen([names[row] for row in rows], fraction, seed, labels)
         rows = rows if keep is None else rows[keep]

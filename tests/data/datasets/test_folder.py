@@ -67,7 +67,11 @@ def test_label_rasters_are_found_by_a_pattern(tmp_path, image, mask, pattern, ma
     data = Folder(tmp_path, "all", images=pattern, masks=masks, ignore=[0])
     assert (names(data), data.task, data.classes) == ([image], "segmentation", ("4", "9"))
     assert [int(value) for value in data.read(0).mask[::3, 0]] == [0, 1, 255, 255]
-    named = Folder(tmp_path, "all", images=pattern, masks=masks, classes=["crop", "water"], codes=[9, 4], ignore=[0])
+    named = Folder(
+        tmp_path, "all", images=pattern, masks=masks, classes=["crop", "water"], codes=[9, 4], ignore=[0],
+        colours=["#aa8800", "#0000ff"],
+    )  # fmt: skip
+    assert named.colours == ("#aa8800", "#0000ff")
     assert [int(value) for value in named.read(0).mask[::3, 0]] == [1, 0, 255, 255]
 
 
@@ -129,7 +133,7 @@ def test_a_table_gives_label_rasters_and_splits(tmp_path):
     assert names(Folder(tmp_path, "train", table=path)) == ["images/b.tif", "images/c.tif"]
     val = Folder(tmp_path, "val", table=path)
     assert names(val) == ["images/a.tif"] and val.classes == ("0", "1", "2") and val.read(0).mask.max() == 2
-    with pytest.raises(UserError, match="expected images for the test split of images, found none"):
+    with pytest.raises(UserError, match="for the test split, found none among 3; give the table a column split"):
         Folder(tmp_path, "test", table=path)
 
 
@@ -155,6 +159,7 @@ def test_without_a_column_the_place_decides_so_that_dates_stay_together(tmp_path
         ({"images": "images/a.tif"}, r"pattern 'images/a.tif': expected one \* in it"),
         ({"images": "images/*.jp2"}, "expected images for the all split of images, found none"),
         ({"sensor": "sentinel9"}, "sensor 'sentinel9': expected sentinel2"),
+        ({"classes": ["a"], "colours": ["#000000"]}, "colours: expected one for each of 0 classes, got 1"),
     ],
 )
 def test_wrong_arguments(tmp_path, options, message):
