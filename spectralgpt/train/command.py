@@ -130,7 +130,10 @@ def _announce(run: Run, folder: RunFolder, config: RunConfig, saved: Checkpoint 
     parameters = sum(parameter.numel() for parameter in run.model.parameters())
     head_dim = model.embed_dim // model.num_heads
     native = "native" if run.device.type in _native.devices() else "reference (PyTorch)"
-    print(f"data        {run.windows[run.progress.stage][0].describe()}")
+    left = range(run.progress.stage, len(config.stages))
+    images = {config.stages[index].data or config.data: index for index in reversed(left)}  # stages may share theirs
+    for index in sorted(images.values()):
+        print(f"data        {run.windows[index][0].describe()}")
     print(
         f"model       {model.name}, {parameters / 1e6:.1f} M parameters, {model.num_tokens} tokens of "
         f"{' x '.join(map(str, model.patch_size))} values"

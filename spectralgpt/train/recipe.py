@@ -91,7 +91,7 @@ def build(tree: dict[str, Any]) -> RunConfig:
     """Checks keys, types and values of a recipe's tree."""
     _check_keys(tree, RunConfig, "")
     tree = {**tree, "stages": [_with_data(stage, tree) for stage in tree["stages"]]} if "stages" in tree else tree
-    with _one_line_errors():
+    with _one_line_errors(tree):
         config: RunConfig = _parser().instantiate(_parser().parse_object({"run": tree})).run
     config.check()
     return config
@@ -221,7 +221,7 @@ def _index(items: list[Any], text: str, key: str) -> int:
 
 
 @contextlib.contextmanager
-def _one_line_errors() -> Iterator[None]:
+def _one_line_errors(tree: dict[str, Any]) -> Iterator[None]:
     """Turns jsonargparse's nested report into `key: expected type, got value`."""
     try:
         yield
@@ -232,7 +232,19 @@ def _one_line_errors() -> Iterator[None]:
         if not keys or value is None:
             raise UserError(" ".join(text.split())) from error
         key = ".".join(keys).removeprefix("run.")
-        raise UserError(f"{key}: expected {_kind(_annotation(key))}, got {value.group(1)!r}") from error
+        told = f"expected {_kind(_annotation(key))}, got {value.group(1)!r}"
+        raise UserError(f"{_placed(key, value.group(1), tree)}: {told}") from error
+
+
+def _placed(key: str, value: str, tree: dict[str, Any]) -> str:
+    """The key with the place of the stage, which the parser does not tell: the first that holds the value."""
+    section, *rest = key.split(".")
+    for place, node in enumerate(tree["stages"] if section == "stages" and rest else ()):
+        for name in rest:
+            node = node.get(name) if isinstance(node, dict) else None
+        if str(node) == value:
+            return ".".join([section, str(place), *rest])
+    return key
 
 
 def _annotation(key: str) -> str:

@@ -220,7 +220,7 @@ def prepare(config: RunConfig, saved: Checkpoint | None) -> Run:
     device = set_up_torch(config)
     progress = Progress(**saved.state["progress"]) if saved else Progress()
     task = TASKS[config.task](config, saved.state.get("task") if saved else None)
-    windows = [(task.open(index, "train"), task.open(index, "val")) for index in range(len(config.stages))]
+    windows = [_opened(task, index) for index in range(len(config.stages))]
     memory = memory_of(device)
     models = [task.model_config(train, stage) for (train, _), stage in zip(windows, config.stages, strict=True)]
     recipe, fitted = config, [_fitted(config, index, len(train)) for index, (train, _) in enumerate(windows)]
@@ -241,6 +241,15 @@ def prepare(config: RunConfig, saved: Checkpoint | None) -> Run:
     if saved is not None:
         run.restore_generators(saved)
     return run
+
+
+def _opened(task: Task, index: int) -> tuple[Source, Source]:
+    """The images of a stage; what is wrong with them names it."""
+    try:
+        return task.open(index, "train"), task.open(index, "val")
+    except UserError as error:
+        text = str(error)
+        raise UserError(text if text.startswith("stages.") else f"stages.{index}: {text}") from error
 
 
 def _without_weights(task: Task, source: Source, stage: StageConfig) -> SpectralModel:
