@@ -146,6 +146,12 @@ def read_parts(path: Path, rows: int, columns: int) -> Iterator[tuple[int, int, 
                 yield row, column, file.read(window=window), file.read_masks(1, window=window) != 0
 
 
+def class_names(path: Path) -> dict[int, str]:
+    """The names of a map's classes by their numbers; none where the file is something else."""
+    tags = read_tags(path)
+    return {int(key[6:]): text for key, text in tags.items() if key[:6] == "CLASS_" and key[6:].isdecimal()}
+
+
 def read_class_map(path: Path, longest: int) -> tuple[NDArray[np.uint8], dict[int, tuple[str, str]]]:
     """A map of classes written here, thinned to so many rows and columns at most.
 
@@ -155,8 +161,7 @@ def read_class_map(path: Path, longest: int) -> tuple[NDArray[np.uint8], dict[in
     Raises:
         UserError: no such map.
     """
-    tags = read_tags(path)
-    names = {int(key[6:]): text for key, text in tags.items() if key[:6] == "CLASS_" and key[6:].isdecimal()}
+    names = class_names(path)
     if not names:
         raise UserError(f"{path}: expected a map of classes made by spectralgpt predict, got none")
     try:

@@ -14,6 +14,7 @@ import io
 import json
 import logging
 import os
+import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -34,6 +35,7 @@ TOLERANCE = 1e-4
 """Largest difference to the model, relative to its largest output or to 1."""
 
 _RECORD = "spectralgpt.json"
+_GRAPH_BYTES = 8 << 20  # of a file beside its weights, at most; measured 2 MB with `huge`
 _OUTPUTS = {"change": "log_probabilities"}
 
 Run = Callable[[Sequence[Tensor]], Tensor]
@@ -44,6 +46,7 @@ class ExportReport(NamedTuple):
 
     Attributes:
         path: the file.
+        files: all that belong together: it, and the weights beside it where ONNX demands that.
         kind: encoder, or the task model's kind.
         inputs: name and shape of each input; B, H and W are open.
         output: name of the output.
@@ -52,6 +55,7 @@ class ExportReport(NamedTuple):
     """
 
     path: Path
+    files: tuple[Path, ...]
     kind: str
     inputs: dict[str, str]
     output: str
@@ -86,19 +90,22 @@ def export_model(
     path = Path(path).expanduser()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _check_space(subject, path)
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
             draft = Path(folder) / path.name
             write = _write_onnx if file_format == "onnx" else _write_pt2
             write(program, subject, draft, is_size_open)
             differences = _compare(subject, _open(draft, file_format), height, width, is_size_open)
-            for file in sorted(Path(folder).iterdir(), key=lambda file: file == draft):  # the file itself last
+            drafts = sorted(Path(folder).iterdir(), key=lambda file: file == draft)  # the file itself last
+            for file in drafts:
                 os.replace(file, path.parent / file.name)
+            files = tuple(path.parent / file.name for file in reversed(drafts))
     except OSError as error:
         raise UserError(f"{path}: expected a place that can be written, got: {error.strerror or error}") from error
     names, output = _names(subject)
     size = "H, W" if is_size_open else f"{height}, {width}"
     inputs = {name: f"(B, {subject.config.bands}, {size})" for name in names}
-    return ExportReport(path, subject.kind, inputs, output, differences, is_size_open)
+    return ExportReport(path, files, subject.kind, inputs, output, differences, is_size_open)
 
 
 def run_export(options: dict[str, Any]) -> int:
@@ -107,7 +114,10 @@ def run_export(options: dict[str, Any]) -> int:
 
     model = spectralgpt.from_pretrained(model_folder(options["model"]))
     report = export_model(model, options["out"], options["format"], options["image_size"])
-    print(f"{report.path}: {report.kind}, {report.path.stat().st_size / 1e6:.1f} MB")
+    size = sum(file.stat().st_size for file in report.files)
+    print(f"{report.path}: {report.kind}, {size / 1e6:.1f} MB")
+    for file in report.files[1:]:
+        print(f"  weights  {file}: keep it beside, under this name")
     print("  inputs   " + ", ".join(f"{name} {shape}" for name, shape in report.inputs.items()))
     print(f"  output   {report.output}")
     for shape, difference in report.differences.items():
@@ -115,6 +125,14 @@ def run_export(options: dict[str, Any]) -> int:
     if not report.is_size_open:
         print("  the image's size is fixed: this head does not leave it open")
     return 0
+
+
+def _check_space(model: SpectralModel, path: Path) -> None:
+    """Refuses a disk that cannot hold the weights: torch.export ends the process where it runs full."""
+    needed = sum(values.nbytes for values in model.state_dict().values()) + _GRAPH_BYTES
+    free = shutil.disk_usage(path.parent).free
+    if needed > free:
+        raise UserError(f"{path}: expected {needed / 1e6:.4g} MB free for the file, got {free / 1e6:.4g} MB")
 
 
 def _names(model: SpectralModel) -> tuple[list[str], str]:

@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from spectralgpt.data.raster_write import read_class_map
+from spectralgpt.data.raster_write import class_names, read_class_map
 from spectralgpt.errors import UserError
 from spectralgpt.viz.curves import Panel, curves_figure, map_figure
 from spectralgpt.viz.page import Block, Facts, Heading, Picture, Table, Text, png, write_page
@@ -39,7 +39,8 @@ def write_report(folder: Path, maps: Sequence[Path] = ()) -> Path:
 
     Args:
         folder: of the run.
-        maps: class maps made by `spectralgpt predict`, besides those in the folder's `maps/`.
+        maps: class maps made by `spectralgpt predict`, besides those in the folder's `maps/`; other rasters there
+            are passed over.
 
     Returns:
         The page.
@@ -57,7 +58,8 @@ def write_report(folder: Path, maps: Sequence[Path] = ()) -> Path:
     blocks += _curves(steps, validations)
     for results in sorted(folder.glob("evaluation/*/results.json")):
         blocks += _evaluation(results)
-    for path in [*sorted((folder / "maps").glob("*.tif")), *maps]:
+    kept = [path for path in sorted((folder / "maps").glob("*.tif")) if class_names(path)]  # not their probabilities
+    for path in [*kept, *maps]:
         blocks += _map(path)
     blocks += [Heading("Recipe"), Facts({key: _text(value) for key, value in _flat(recipe)})]
     temporary = folder / f".{PAGE}"
@@ -168,7 +170,7 @@ def _evaluation(path: Path) -> list[Block]:
 
 def _map(path: Path) -> list[Block]:
     values, classes = read_class_map(path, _MAP_SIZE)
-    return [Heading(f"Map: {path.name}"), Picture(png(map_figure(values, classes, path.name)), path.name)]
+    return [Heading(f"Map: {path.name}"), Picture(png(map_figure(values, classes)), path.name)]
 
 
 def _flat(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:  # noqa: ANN401 - what YAML holds

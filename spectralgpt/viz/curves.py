@@ -61,13 +61,12 @@ def curves_figure(panels: Sequence[Panel], stages: Mapping[str, float]) -> Figur
     return figure
 
 
-def map_figure(values: NDArray[np.uint8], classes: Mapping[int, tuple[str, str]], title: str) -> Figure:
+def map_figure(values: NDArray[np.uint8], classes: Mapping[int, tuple[str, str]]) -> Figure:
     """A map of classes with the legend of those that occur.
 
     Args:
         values: class of each pixel, (H, W).
         classes: name and "#rrggbb" by value; pixels of other values are left white.
-        title: above it.
     """
     picture = np.full((*values.shape, 3), 255, np.uint8)
     for value, (_, colour) in classes.items():
@@ -77,7 +76,6 @@ def map_figure(values: NDArray[np.uint8], classes: Mapping[int, tuple[str, str]]
     axes = figure.add_subplot()
     axes.imshow(picture, interpolation="nearest")
     axes.set(xticks=[], yticks=[])
-    axes.set_title(title, fontsize=10, loc="left")
     shares = {value: float((values == value).mean()) for value in classes}
     handles = [
         Patch(facecolor=classes[value][1], edgecolor="#888888", label=f"{classes[value][0]} {share:.1%}")

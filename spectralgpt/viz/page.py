@@ -120,6 +120,7 @@ _STYLE = """
 @media (prefers-color-scheme: dark) { :root { --ink: #e8e8ec; --soft: #a0a0aa; --line: #3a3a42; --paper: #17171a; } }
 body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper);
   max-width: 62rem; margin: 2.5rem auto; padding: 0 1rem; overflow-wrap: anywhere; }
+th { overflow-wrap: break-word; }  /* a long value beside it does not squeeze a name */
 h1 { font-size: 1.6rem; margin: 0 0 1rem; } h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem; }
 table { border-collapse: collapse; margin: 0 0 1rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .25rem .8rem .25rem 0; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }

@@ -6,7 +6,7 @@ from __future__ import annotations
 import colorsys
 
 _DISTINCT = (
-    "#e6194b #3cb44b #ffe119 #4363d8 #f58231 #911eb4 #46f0f0 #f032e6 #bcf60c #fabebe "
+    "#4363d8 #3cb44b #ffe119 #e6194b #f58231 #911eb4 #46f0f0 #f032e6 #bcf60c #fabebe "
     "#008080 #e6beff #9a6324 #fffac8 #800000 #aaffc3 #808000 #ffd8b1 #000075 #808080"
 ).split()
 _GOLDEN = 0.618033988749895

@@ -119,6 +119,14 @@ def test_the_page_in_a_browser(server, tmp_path):
             ".getImageData(0, 0, c.width, c.height).data).size)"
         )
         assert min(drawn) > 4, "every picture shows something"
+        assert problems == []
+        page.evaluate("document.getElementById('scene').add(new Option('gone.tif'))")
+        page.select_option("#scene", "gone.tif")
+        playwright.expect(page.locator("#status")).to_contain_text("gone.tif", timeout=60_000)
+        shown = page.evaluate(
+            "[...document.querySelectorAll('canvas')].map((c) => c.getContext('2d')"
+            ".getImageData(0, 0, c.width, c.height).data.some((value) => value > 0))"
+        )
+        assert not any(shown) and not page.inner_text("#window-text"), "nothing of the scene before"
         browser.close()
-    assert problems == []
     assert all(url.startswith((f"http://127.0.0.1:{port}/", "data:", "blob:")) for url in asked)

@@ -4,7 +4,10 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -89,7 +92,27 @@ def test_a_file_that_disagrees_never_gets_its_name(tmp_path: Path, monkeypatch: 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_command_and_its_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_weights_beside_the_file_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As ONNX demands beyond 2 GB; here two files take the place of such a pair."""
+
+    def write(_: object, __: object, path: Path, ___: bool) -> None:
+        path.write_bytes(bytes(1_000_000))
+        path.with_name(f"{path.name}.data").write_bytes(bytes(2_000_000))
+
+    monkeypatch.setattr(export, "_write_onnx", write)
+    monkeypatch.setattr(export, "_open", lambda *_: made("encoder"))
+    monkeypatch.setattr(export, "_compare", lambda *_: {})
+    made("encoder").save_pretrained(tmp_path / "model")
+    assert cli.main(["export", str(tmp_path / "model"), "--out", str(tmp_path / "a.onnx")]) == 0
+    told = capsys.readouterr().out
+    assert "a.onnx: encoder, 3.0 MB" in told and f"weights  {tmp_path / 'a.onnx.data'}: keep it beside" in told
+
+
+def test_the_command_and_its_mistakes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     spectralgpt.create_autoencoder("tiny", **FLAT).save_pretrained(tmp_path / "run" / "model")
     run, out = str(tmp_path / "run"), str(tmp_path / "new" / "a.pt2")
     assert cli.main(["export", run, "--format", "pt2", "--out", out]) == 0
@@ -104,6 +127,10 @@ def test_the_command_and_its_mistakes(tmp_path: Path, capsys: pytest.CaptureFixt
         assert cli.main(["export", *arguments]) == 2
         error = capsys.readouterr().err
         assert message in error and error.count("\n") == 1, error
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1_000_000))
+    assert cli.main(["export", run, "--format", "pt2", "--out", out]) == 2
+    assert re.search(r"a\.pt2: expected [\d.]+ MB free for the file, got 1 MB$", capsys.readouterr().err.strip())
+    monkeypatch.undo()
     with pytest.raises(UserError, match="format: expected one of onnx, pt2, got 'tf'"):
         export_model(made("encoder"), out, "tf")
     monkey = pytest.MonkeyPatch()

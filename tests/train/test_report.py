@@ -14,7 +14,7 @@ from spectralgpt.cli import main
 from spectralgpt.data.raster_write import write_cog
 from spectralgpt.data.scene import Scene
 from spectralgpt.errors import UserError
-from spectralgpt.predict.layers import class_layer
+from spectralgpt.predict.layers import class_layer, probability_layer
 from spectralgpt.train.report import write_report
 from spectralgpt.viz.scene_figure import save_picture
 from tests.data.rasters import noise, write
@@ -46,6 +46,8 @@ def run(tmp_path):
     (folder / "maps").mkdir()
     layer = class_layer(folder / "maps" / "map.tif", scene, ("water", EVIL), ("#0000ff", "#00ff00"))
     write_cog(layer.path, layer.layout, [(0, np.eye(40, 60, dtype=np.uint8)[None])])
+    beside = probability_layer(folder / "maps" / "map-probabilities.tif", scene, ("water", EVIL))
+    write_cog(beside.path, beside.layout, [(0, np.zeros((2, 40, 60), np.uint8))])
     return folder
 
 

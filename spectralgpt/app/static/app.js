@@ -38,8 +38,20 @@ function fill(select, values, chosen) {
 
 const current = () => ({ scene: byId("scene").value, model: byId("model").value });
 
+const isCurrent = (asked) => asked.scene === byId("scene").value && asked.model === byId("model").value;
+
+function forgetScene() { // nothing of another scene stays beside a message about this one
+  Object.assign(state, { scene: null, picture: null, window: null });
+  for (const canvas of document.querySelectorAll("canvas")) canvas.getContext("2d").clearRect(0, 0, canvas.width, canvas.height);
+  for (const id of ["scene-text", "window-text"]) byId(id).textContent = "";
+  byId("spectrum-text").textContent = "move over a picture";
+}
+
 async function openScene() {
-  const scene = await (await get("scene", current())).json();
+  const asked = current();
+  forgetScene();
+  const scene = await (await get("scene", asked)).json();
+  if (!isCurrent(asked)) return; // another scene was chosen meanwhile
   state.scene = scene;
   state.place = [Math.floor(scene.shape[0] / 2), Math.floor(scene.shape[1] / 2)];
   choices.forEach((id, i) => {
@@ -53,8 +65,9 @@ async function openScene() {
 }
 
 async function drawOverview() {
-  const bands = choices.map((id) => byId(id).value).join(",");
-  const response = await get("quicklook", { ...current(), bands });
+  const bands = choices.map((id) => byId(id).value).join(","), asked = current();
+  const response = await get("quicklook", { ...asked, bands });
+  if (!isCurrent(asked)) return;
   state.step = Number(response.headers.get("X-Step"));
   state.picture = await createImageBitmap(await response.blob());
   markWindow();
@@ -62,6 +75,7 @@ async function drawOverview() {
 
 function markWindow() {
   const canvas = byId("overview"), context = canvas.getContext("2d"), { picture, step, window } = state;
+  if (!picture) return;
   canvas.width = picture.width;
   canvas.height = picture.height;
   context.drawImage(picture, 0, 0);
@@ -176,13 +190,14 @@ function drawSpectrum(row, column) {
 function listen() {
   for (const id of ["scene", "model"]) byId(id).addEventListener("change", () => guarded("reading the scene", openScene));
   for (const id of choices) {
-    byId(id).addEventListener("change", () => guarded("drawing", async () => { await drawOverview(); drawPanels(); }));
+    byId(id).addEventListener("change", () => state.scene && guarded("drawing", async () => { await drawOverview(); drawPanels(); }));
   }
-  for (const id of ["ratio", "seed"]) byId(id).addEventListener("change", () => guarded("rebuilding", openWindow));
+  for (const id of ["ratio", "seed"]) byId(id).addEventListener("change", () => state.scene && guarded("rebuilding", openWindow));
   byId("ratio").addEventListener("input", () => {
     byId("ratio-text").textContent = `${Math.round(100 * byId("ratio").value)} %`;
   });
   byId("overview").addEventListener("click", (event) => {
+    if (!state.picture) return;
     state.place = pixelUnder(byId("overview"), event).map((value) => value * state.step);
     guarded("rebuilding", openWindow);
   });
