@@ -38,7 +38,8 @@ struct Cube {
     // The same for a token id in [0, L).
     SPECTRAL_HOST_DEVICE int64_t token_offset(int64_t sample, int64_t token) const {
         const int64_t columns = grid_columns(), rows = grid_rows();
-        return token_offset(sample, token / (rows * columns), token / columns % rows, token % columns);
+        const int64_t row = token / columns, group = row / rows;  // divisions are dear: no more than two
+        return token_offset(sample, group, row - group * rows, token - row * columns);
     }
 
     // One value of a token, from the token's first pixel.

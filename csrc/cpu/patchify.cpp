@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // Image cube <-> tokens on the CPU. One task moves one row of tokens (sample, group, y): its w tokens are contiguous,
-// and its pixels are t bands of p whole image rows. A run of q pixels is one copy of constant size for the usual q, and
-// two image rows are passed over together, since for q = 8 floats they fill a cache line of each token.
+// and its pixels are t bands of p whole image rows. A run of q pixels is one copy of constant size for the usual q.
 #include "ops/patchify.h"
 
 #include <algorithm>
+#include <type_traits>
 
 #include "core/check.h"
 #include "core/parallel.h"
@@ -16,97 +16,81 @@ namespace {
 enum class Direction { kToTokens, kToImage };
 
 constexpr int64_t kTokensAhead = 2;
+constexpr int kSecondLevel = 2;  // of the cache, which has more lines on their way at a time than the first
 
-// Copies the pixels of one token. Columns > 0: q known at compile time and pixels of a row adjacent.
+// Copies the pixels of one token and calls for those of another that is due soon: on the image's side a permutation is
+// not a stream that the machine would see coming. Columns > 0: q known at compile time and pixels of a row adjacent.
+// The cube is a copy: no store can be thought to reach it.
 template <Direction D, int Columns, class T>
-void copy_token(const Cube& cube, T* token, T* pixels) {
+inline void copy_token(const Cube cube, T* token, T* pixels, const T* soon) {
+    constexpr bool kReads = D == Direction::kToTokens;  // the image
     for (int64_t c = 0; c < cube.patch_bands; ++c) {
         for (int64_t r = 0; r < cube.patch_rows; ++r) {
-            T* row = pixels + c * cube.band_stride + r * cube.row_stride;
+            const int64_t at = c * cube.band_stride + r * cube.row_stride;
+            __builtin_prefetch(soon + at, !kReads, kSecondLevel);
+            T* row = pixels + at;
             if constexpr (Columns > 0) {
-                std::memcpy(D == Direction::kToTokens ? token : row, D == Direction::kToTokens ? row : token,
-                            Columns * sizeof(T));
+                using Run __attribute__((vector_size(Columns * sizeof(T)))) = uint8_t;
+                Run run;
+                std::memcpy(&run, kReads ? row : token, sizeof run);
+                std::memcpy(kReads ? token : row, &run, sizeof run);
                 token += Columns;
             } else {
                 for (int64_t k = 0; k < cube.patch_columns; ++k, ++token) {
                     T& pixel = row[k * cube.column_stride];
-                    D == Direction::kToTokens ? * token = pixel : pixel = *token;
+                    kReads ? * token = pixel : pixel = *token;
                 }
             }
         }
     }
 }
 
-// A row of `columns` neighbouring tokens, by pairs of image rows, each passed over in one stretch while the tokens stay
-// in the first-level cache. What the next row of tokens will touch is called for meanwhile: neither side of a
-// permutation is a stream that the machine would see coming.
 template <Direction D, int Columns, class T>
-SPECTRAL_SIMD void copy_token_row(const Cube& cube, T* tokens, T* pixels, T* next_tokens, T* next_pixels,
-                                  int64_t columns) {
-    constexpr bool kReads = D == Direction::kToTokens;  // the image
-    const int64_t values = cube.token_values(), stretch = columns * Columns;
-    for (int64_t c = 0; c < cube.patch_bands; ++c) {
-        for (int64_t r = 0; r < cube.patch_rows; r += 2) {
-            const int64_t band_row = c * cube.patch_rows + r, rows = std::min<int64_t>(2, cube.patch_rows - r);
-            const int64_t corner = c * cube.band_stride + r * cube.row_stride;
-            prefetch<!kReads>(next_pixels + corner, stretch);
-            prefetch<!kReads>(next_pixels + corner + (rows - 1) * cube.row_stride, stretch);
-            prefetch<kReads>(next_tokens + band_row * stretch, rows * stretch);
-            T* upper = pixels + corner;
-            T* lower = upper + cube.row_stride;
-            T* token = tokens + band_row * Columns;
-            for (int64_t x = 0; x < columns; ++x, token += values, upper += Columns, lower += Columns) {
-                constexpr size_t kBytes = Columns * sizeof(T);
-                std::memcpy(kReads ? token : upper, kReads ? upper : token, kBytes);
-                if (rows == 2) std::memcpy(kReads ? token + Columns : lower, kReads ? lower : token + Columns, kBytes);
-            }
-        }
+SPECTRAL_SIMD void copy_token_row(const Cube& cube, T* tokens, T* pixels, const T* next_pixels) {
+    const int64_t columns = cube.grid_columns(), values = cube.token_values();
+    const int64_t step = cube.patch_columns * cube.column_stride;
+    for (int64_t x = 0; x < columns; ++x, tokens += values, pixels += step, next_pixels += step) {
+        copy_token<D, Columns>(cube, tokens, pixels, next_pixels);
+    }
+}
+
+// Calls body(integral_constant) with the q to compile for, 0 for any.
+template <class Body>
+void dispatch_columns(const Cube& cube, Body body) {
+    switch (cube.column_stride == 1 ? cube.patch_columns : 0) {
+        case 4: return body(std::integral_constant<int, 4>{});
+        case 8: return body(std::integral_constant<int, 8>{});
+        case 16: return body(std::integral_constant<int, 16>{});
+        default: return body(std::integral_constant<int, 0>{});
     }
 }
 
 template <Direction D, class T>
 void copy_grid(const Cube& cube, T* tokens, T* image, int num_threads) {
-    const int64_t rows = cube.groups() * cube.grid_rows(), columns = cube.grid_columns(), values = cube.token_values();
+    const int64_t grid_rows = cube.grid_rows(), rows = cube.groups() * grid_rows, total = cube.batch * rows;
+    const int64_t values = cube.grid_columns() * cube.token_values();
     const auto pixels = [&](int64_t row) {
-        return image + cube.token_offset(row / rows, row % rows / cube.grid_rows(), row % cube.grid_rows(), 0);
+        return image + cube.token_offset(row / rows, row % rows / grid_rows, row % grid_rows, 0);
     };
-    const auto for_rows = [&](auto body) {
-        parallel_for(num_threads, cube.batch * rows, columns * values * int64_t{sizeof(T)} * 2, body);
-    };
-    const auto copy_with = [&](auto copy) {
-        for_rows([&](int64_t row) {
-            const int64_t next = std::min(row + 1, cube.batch * rows - 1);
-            copy(cube, tokens + row * columns * values, pixels(row), tokens + next * columns * values, pixels(next),
-                 columns);
+    dispatch_columns(cube, [&](auto columns) {
+        parallel_for(num_threads, total, values * int64_t{sizeof(T)} * 2, [&](int64_t row) {
+            copy_token_row<D, columns.value>(cube, tokens + row * values, pixels(row),
+                                             pixels(std::min(row + 1, total - 1)));
         });
-    };
-    const int64_t adjacent = cube.column_stride == 1 ? cube.patch_columns : 0;
-    if (adjacent == 8) return copy_with(copy_token_row<D, 8, T>);
-    if (adjacent == 16) return copy_with(copy_token_row<D, 16, T>);
-    if (adjacent == 4) return copy_with(copy_token_row<D, 4, T>);
-    for_rows([&](int64_t row) {
-        for (int64_t x = 0; x < columns; ++x) {
-            copy_token<D, 0>(cube, tokens + (row * columns + x) * values,
-                             pixels(row) + x * cube.patch_columns * cube.column_stride);
-        }
     });
 }
 
-// Scattered tokens, each called for while the ones before it are copied.
 template <int Columns, class T>
 SPECTRAL_SIMD void gather_tokens(const Cube& cube, T* tokens, T* image, int64_t sample, const int64_t* ids,
                                  int64_t count) {
     const int64_t values = cube.token_values();
-    for (int64_t k = 0; k < count; ++k) {
-        const int64_t ahead = std::min(k + kTokensAhead, count - 1);
-        const T* next = image + cube.token_offset(sample, ids[ahead]);
-        for (int64_t c = 0; c < cube.patch_bands; ++c) {
-            for (int64_t r = 0; r < cube.patch_rows; ++r) {
-                prefetch<false>(next + c * cube.band_stride + r * cube.row_stride,
-                                Columns ? Columns : cube.patch_columns);
-            }
-        }
-        copy_token<Direction::kToTokens, Columns>(cube, tokens + k * values, image + cube.token_offset(sample, ids[k]));
+    T* pixels[kTokensAhead + 1];  // of a token and of those after it
+    const auto find = [&](int64_t k) { return image + cube.token_offset(sample, ids[std::min(k, count - 1)]); };
+    for (int64_t k = 0; k < kTokensAhead; ++k) pixels[k] = find(k);
+    for (int64_t k = 0; k < count; ++k, tokens += values) {
+        pixels[kTokensAhead] = find(k + kTokensAhead);
+        copy_token<Direction::kToTokens, Columns>(cube, tokens, pixels[0], pixels[kTokensAhead]);
+        for (int64_t i = 0; i < kTokensAhead; ++i) pixels[i] = pixels[i + 1];
     }
 }
 
@@ -146,18 +130,14 @@ void gather_patchify3d_cpu(const GatherParams& params, int num_threads) {
         using T = typename decltype(type)::type;
         T* image = const_cast<T*>(static_cast<const T*>(params.input));  // only read
         const int64_t values = cube.token_values();
-        const auto copy_with = [&](auto copy) {
-            parallel_for(num_threads, cube.batch, params.num_keep * values * int64_t{sizeof(T)} * 2,
-                         [&](int64_t sample) {
-                             const int64_t* ids = params.ids_keep + sample * params.num_keep;
-                             T* tokens = static_cast<T*>(params.output) + sample * params.num_keep * values;
-                             copy(cube, tokens, image, sample, ids, params.num_keep);
+        dispatch_columns(cube, [&](auto columns) {
+            parallel_for(num_threads, params.num_keep ? cube.batch : 0,
+                         params.num_keep * values * int64_t{sizeof(T)} * 2, [&](int64_t sample) {
+                             gather_tokens<columns.value>(
+                                 cube, static_cast<T*>(params.output) + sample * params.num_keep * values, image,
+                                 sample, params.ids_keep + sample * params.num_keep, params.num_keep);
                          });
-        };
-        const int64_t adjacent = cube.column_stride == 1 ? cube.patch_columns : 0;
-        if (adjacent == 8) return copy_with(gather_tokens<8, T>);
-        if (adjacent == 16) return copy_with(gather_tokens<16, T>);
-        copy_with(gather_tokens<0, T>);
+        });
     });
 }
 
