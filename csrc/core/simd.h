@@ -94,13 +94,9 @@ inline Lanes<A> permuted(const Lanes<A>& lanes, const Lanes<Place<A>>& places) {
 #endif
 }
 
-// Calls for the cache lines of `count` adjacent values that are about to be read, or written.
-template <bool kWrite, class T>
-inline void prefetch(const T* address, int64_t count) {
-    constexpr int64_t kLine = 64;
-    const char* bytes = reinterpret_cast<const char*>(address);
-    for (int64_t at = 0; at < count * int64_t{sizeof(T)}; at += kLine) __builtin_prefetch(bytes + at, kWrite);
-}
+// Where __builtin_prefetch puts a line: the second-level cache has more of them on their way at a time than the first,
+// and more room.
+constexpr int kSecondLevel = 2;
 
 // Rows to columns, an 8 x 8 block.
 template <class A>

@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 // Assembly on the CPU. Both directions take a few tokens of all samples at a time, so that the positions, the same for
-// every sample, are read or summed once while they are in the cache. Sums run in float over 16 samples and are then
-// added up, in an order fixed by the shapes: exact enough for any batch, and the same for any thread count.
+// every sample, are read or summed once while they are in the cache; the row after the next is called for meanwhile,
+// since machines see such short runs coming too late. Sums run in float over 16 samples and are then added up, in an
+// order fixed by the shapes: exact enough for any batch, and the same for any thread count.
 #include "ops/assemble.h"
 
 #include <algorithm>
 
 #include "core/check.h"
+#include "core/pages.h"
 #include "core/parallel.h"
 #include "core/simd.h"
 
@@ -15,7 +17,8 @@ namespace {
 
 constexpr int64_t kStrip = 512;  // channels summed at a time, on the stack
 constexpr int64_t kSamples = 16;
-constexpr int64_t kTogether = 4;  // samples whose rows of a token are summed in registers
+constexpr int64_t kTogether = 4;   // samples whose rows of a token are summed in registers
+constexpr int64_t kRowsAhead = 2;  // of the rows that are called for
 
 void check_places(const char* op, const int64_t* ids_restore, int64_t batch, int64_t num_tokens, int64_t num_keep) {
     uint64_t expected = 0;
@@ -53,7 +56,10 @@ SPECTRAL_SIMD void assemble_chunk(const AssembleParams& params, const Chunk& chu
     const int64_t channels = params.channels;
     const auto add = [channels](O* out, const auto* token, const A* position) {
         int64_t d = 0;
-        for (; d + kLanes <= channels; d += kLanes) store<A>(out + d, load<A>(token + d) + load<A>(position + d));
+        for (; d + kLanes <= channels; d += kLanes) {
+            __builtin_prefetch(out + d + kRowsAhead * channels, 1, kSecondLevel);
+            store<A>(out + d, load<A>(token + d) + load<A>(position + d));
+        }
         for (; d < channels; ++d) out[d] = O(A(token[d]) + position[d]);
     };
     for (int64_t token = chunk.first; token < chunk.first + chunk.count; ++token) {
@@ -71,6 +77,7 @@ SPECTRAL_SIMD void assemble_chunk(const AssembleParams& params, const Chunk& chu
 template <class O, class V>
 void assemble(const AssembleParams& params, int num_threads) {
     const int64_t bytes = kTokensPerChunk * params.channels * int64_t{sizeof(O)} * 2;
+    advise_huge_pages(params.output, params.batch * params.num_tokens * params.channels * int64_t{sizeof(O)});
     parallel_for(num_threads, chunks(params.num_tokens) * params.batch, bytes, [&](int64_t task) {
         assemble_chunk<O, V>(params, Chunk(task / params.batch, params.num_tokens), task % params.batch);
     });
@@ -87,9 +94,10 @@ void copy_row(V* to, const G* from, int64_t channels) {
     }
 }
 
-// One token's rows of kCount samples onto the sums of its position and, where it is hidden, of the mask token.
+// One token's rows of kCount samples onto the sums of its position and, where it is hidden, of the mask token; what
+// lies `ahead` is called for.
 template <int kCount, class G, class A>
-void add_rows(const G* const* rows, const bool* hidden, A* position, A* mask, int64_t channels) {
+void add_rows(const G* const* rows, const bool* hidden, A* position, A* mask, int64_t channels, int64_t ahead) {
     using Bits = std::conditional_t<sizeof(A) == 4, uint32_t, uint64_t>;
     Bits keep[kCount];  // all ones or none: a product with 0 would keep a NaN
     for (int i = 0; i < kCount; ++i) keep[i] = hidden[i] ? ~Bits{0} : Bits{0};
@@ -105,6 +113,7 @@ void add_rows(const G* const* rows, const bool* hidden, A* position, A* mask, in
     };
     int64_t d = 0;
     for (; d + kLanes <= channels; d += kLanes) {
+        for (int i = 0; i < kCount; ++i) __builtin_prefetch(rows[i] + d + ahead, 0, kSecondLevel);
         add(d, [](const auto* from) { return load<A>(from); }, [](A* to, const Lanes<A>& sum) { store<A>(to, sum); });
     }
     if (const int64_t rest = channels - d) {
@@ -145,11 +154,12 @@ SPECTRAL_SIMD void sum_chunk(const AssembleBackwardParams& params, const Chunk& 
                 const int64_t to = (sample + k) * params.num_keep + place;
                 copy_row(static_cast<V*>(params.visible_grad) + to * channels + start, rows[k], strip);
             }
+            const int64_t ahead = kRowsAhead * channels;
             switch (count) {
-                case 4: add_rows<4>(rows, hidden, position_part[i], mask_part, strip); break;
-                case 3: add_rows<3>(rows, hidden, position_part[i], mask_part, strip); break;
-                case 2: add_rows<2>(rows, hidden, position_part[i], mask_part, strip); break;
-                case 1: add_rows<1>(rows, hidden, position_part[i], mask_part, strip); break;
+                case 4: add_rows<4>(rows, hidden, position_part[i], mask_part, strip, ahead); break;
+                case 3: add_rows<3>(rows, hidden, position_part[i], mask_part, strip, ahead); break;
+                case 2: add_rows<2>(rows, hidden, position_part[i], mask_part, strip, ahead); break;
+                case 1: add_rows<1>(rows, hidden, position_part[i], mask_part, strip, ahead); break;
             }
         }
         if ((sample + count) % kSamples == 0 || sample + count == params.batch) {
@@ -165,6 +175,7 @@ void assemble_backward(const AssembleBackwardParams& params, int num_threads) {
     const int64_t channels = params.channels, count = chunks(params.num_tokens);
     A* partial = static_cast<A*>(params.scratch);
     const int64_t bytes = kTokensPerChunk * params.batch * channels * int64_t{sizeof(G)};
+    advise_huge_pages(params.visible_grad, params.batch * params.num_keep * channels * int64_t{sizeof(V)});
     parallel_for(num_threads, count, bytes, [&](int64_t chunk) {
         for (int64_t start = 0; start < channels; start += kStrip) {
             sum_chunk<G, V, A>(params, Chunk(chunk, params.num_tokens), start, std::min(kStrip, channels - start),

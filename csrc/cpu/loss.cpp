@@ -8,6 +8,7 @@
 #include <cmath>
 
 #include "core/check.h"
+#include "core/pages.h"
 #include "core/parallel.h"
 #include "core/simd.h"
 
@@ -177,7 +178,6 @@ struct Terms {
             if (params.gradient == nullptr) return;
             for (int64_t s = 0; s < groups; ++s) {
                 const Token token = token_of(s);
-                if (kWhole) prefetch_next(token.guess, token.gradient, block);
                 T* out = token.gradient + block.value;
                 const auto write = [&](const V& lanes) {
                     kWhole ? store<A>(out, lanes) : store_some<A>(out, lanes, block.count);
@@ -195,18 +195,14 @@ struct Terms {
         spectral_sum += static_cast<double>(sum<A>(spectral));
     }
 
-    // The same block of the position after the next, and of the next: too many streams for the machine to see coming.
+    // The same block of the position after the next: rows are too many streams for the machine to see coming. Into the
+    // second-level cache, since bands and groups are often multiples of 4 KiB apart and share few places of the first.
     void prefetch_next(const I* corner, const Block& block) const {
         const I* row = corner + block.pixel + 64 / sizeof(I);
         for_rows(block, [&](int64_t) {
-            __builtin_prefetch(row);
+            __builtin_prefetch(row, 0, kSecondLevel);
             row += cube.row_stride;
         });
-    }
-    void prefetch_next(const T* token, T* out, const Block& block) const {
-        const int64_t next = cube.token_values() + block.value;
-        prefetch<false>(token + next, kRows * kLanes);
-        prefetch<true>(out + next, kRows * kLanes);
     }
 };
 
@@ -265,6 +261,9 @@ void run(const LossParams& params, int num_threads) {
     const A token_factor = static_cast<A>(2 * token_weight / scored / scale);
     const A spectral_factor = static_cast<A>(2 * spectral_weight / complete / scale);
 
+    if (params.gradient != nullptr) {
+        advise_huge_pages(params.gradient, cube.batch * cube.tokens() * cube.token_values() * int64_t{sizeof(T)});
+    }
     double* partial = params.scratch + 2;
     const int64_t bytes = kUnitPositions * cube.groups() * cube.token_values() * int64_t{sizeof(T)} * 3;
     const auto run_units = [&](auto whole) {

@@ -58,7 +58,7 @@ SPECTRAL_SIMD void mask_sample(const RandomMaskParams& params, int64_t sample) {
     for (; kept < keep; ++token) {
         const bool removed = mask[token];
         ids_keep[kept] = token;  // overwritten by the next unless this one is kept
-        ids_restore[token] = removed ? keep + token - kept : kept;
+        ids_restore[token] = kept + removed * (keep + token - 2 * kept);  // no machine would foresee a branch
         kept += !removed;
     }
     for (; token < tokens; ++token) ids_restore[token] = token;

@@ -7,6 +7,7 @@
 #include <type_traits>
 
 #include "core/check.h"
+#include "core/pages.h"
 #include "core/parallel.h"
 #include "core/simd.h"
 
@@ -16,7 +17,6 @@ namespace {
 enum class Direction { kToTokens, kToImage };
 
 constexpr int64_t kTokensAhead = 2;
-constexpr int kSecondLevel = 2;  // of the cache, which has more lines on their way at a time than the first
 
 // Copies the pixels of one token and calls for those of another that is due soon: on the image's side a permutation is
 // not a stream that the machine would see coming. Columns > 0: q known at compile time and pixels of a row adjacent.
@@ -69,6 +69,7 @@ template <Direction D, class T>
 void copy_grid(const Cube& cube, T* tokens, T* image, int num_threads) {
     const int64_t grid_rows = cube.grid_rows(), rows = cube.groups() * grid_rows, total = cube.batch * rows;
     const int64_t values = cube.grid_columns() * cube.token_values();
+    advise_huge_pages(D == Direction::kToTokens ? tokens : image, total * values * int64_t{sizeof(T)});
     const auto pixels = [&](int64_t row) {
         return image + cube.token_offset(row / rows, row % rows / grid_rows, row % grid_rows, 0);
     };

@@ -4,7 +4,7 @@
 Each op has one `meta` function that checks its inputs and allocates its outputs. It is the fake kernel and also the
 first line of every real kernel, so the two cannot disagree. The plain PyTorch reference serves every device; a native
 kernel takes over where the build has one. `Library.define` with Python kernels costs a third of the `custom_op`
-decorator per call.
+decorator per call, and an autograd kernel of our own half of what `torch.library.register_autograd` adds.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from spectralgpt.ops import _native
 
@@ -47,7 +48,7 @@ def define(
         reference: the op in plain PyTorch, same arguments as the schema.
         native: writes the kernel's result: `native(outputs, *arguments)`; None where aten itself is the kernel.
         setup_context: saves what `backward` needs.
-        backward: gradients of the inputs, as `torch.library.register_autograd` expects them.
+        backward: gradients of the inputs, one each; both as `torch.library.register_autograd` expects them.
     """
     name = schema.split("(", 1)[0]
     _LIBRARY.define(schema)
@@ -57,13 +58,37 @@ def define(
         _LIBRARY.impl(name, _native_kernel(meta, native), device.upper())
         implementations[device] = "native"
     torch.library.register_fake(f"spectralgpt::{name}", meta, lib=_LIBRARY)
+    op: Callable[..., Any] = getattr(torch.ops.spectralgpt, name).default
     if backward is not None:
-        torch.library.register_autograd(f"spectralgpt::{name}", backward, setup_context=setup_context, lib=_LIBRARY)
+        _LIBRARY.impl(name, _autograd_kernel(name, op, setup_context, backward), "Autograd")
     if native is None:
         implementations = dict.fromkeys(implementations, "aten")
     _OPS[name] = Op(name, implementations)
-    op: Callable[..., Any] = getattr(torch.ops.spectralgpt, name).default
     return op
+
+
+def _autograd_kernel(
+    name: str, op: Callable[..., Any], setup_context: Callable[..., None] | None, backward: Callable[..., Any]
+) -> Callable[..., Any]:
+    def below(*arguments: Any) -> Any:  # noqa: ANN401
+        with torch._C._AutoDispatchBelowAutograd():
+            return op(*arguments)
+
+    def forward(ctx: Any, *arguments: Any) -> Any:  # noqa: ANN401
+        output = below(*arguments)
+        if setup_context is not None:
+            setup_context(ctx, arguments, output)
+        return output
+
+    methods = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
+    function: Any = type(name, (torch.autograd.Function,), methods)  # named for tracebacks and profiles
+
+    def kernel(*arguments: Any) -> Any:  # noqa: ANN401
+        if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in arguments):
+            return function.apply(*arguments)
+        return below(*arguments)
+
+    return kernel
 
 
 def _native_kernel(meta: Callable[..., Any], native: Callable[..., None] | None) -> Callable[..., Any]:

@@ -54,10 +54,9 @@ def check_image(op: str, image: Tensor, patch_size: Sequence[int]) -> tuple[int,
 
 def check_same_device(op: str, **tensors: Tensor | None) -> None:
     """All tensors live on one device."""
-    devices = {name: tensor.device for name, tensor in tensors.items() if tensor is not None}
-    first = next(iter(devices.values()))
-    if any(device != first for device in devices.values()):
-        found = ", ".join(f"{name} on {device}" for name, device in devices.items())
+    present = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+    if len({tensor.device for tensor in present.values()}) > 1:
+        found = ", ".join(f"{name} on {tensor.device}" for name, tensor in present.items())
         raise ValueError(f"{op}: expected all tensors on one device, got {found}")
 
 
