@@ -59,8 +59,9 @@ class StopSignals:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Puts the former handlers back."""
-        self._restore()
+        """Puts the former handlers back; not where a launcher's signal is late for what another process told first."""
+        if not (distributed.is_launched() and kind is Interrupted):
+            self._restore()
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
         self.requested = self.requested or number

@@ -8,7 +8,7 @@ import signal
 
 import pytest
 
-from spectralgpt.train.interrupt import StopSignals
+from spectralgpt.train.interrupt import Interrupted, StopSignals
 
 
 def test_a_second_signal_acts_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -30,3 +30,16 @@ def test_under_a_launcher_which_passes_signals_on_a_second_one_is_the_same_one(m
         assert stop.requested == signal.SIGTERM, "the first one decides the exit code"
     with pytest.raises(KeyboardInterrupt):
         os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_signal_that_comes_after_the_save_does_not_change_the_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    former = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        with pytest.raises(Interrupted), StopSignals():
+            raise Interrupted(signal.SIGTERM)  # as the other process said
+        os.kill(os.getpid(), signal.SIGINT)
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
