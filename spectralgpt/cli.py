@@ -97,7 +97,7 @@ def plan(arguments: Sequence[str]) -> int:
     parser.add_argument("--bands", type=int, help="bands of an image (12, or the recipe's)")
     parser.add_argument("--mask-ratio", type=float, help="share of hidden tokens (0.9)")
     parser.add_argument("--epochs", type=int, help="length of the schedule (200)")
-    parser.add_argument("--images", type=int, help="images of an epoch (712874, fMoW-Sentinel)")
+    parser.add_argument("--images", type=int, help="images of an epoch (712874 as fMoW-Sentinel, BigEarthNet 237871)")
     parser.add_argument("--memory", help="of one GPU: 24GB, 24GiB, 24564MiB (that of the GPU at hand)")
     parser.add_argument("--gpus", type=int, default=1, help="how many (%(default)s)")
     parser.add_argument("--sharding", choices=["ddp", "fsdp"], default="ddp", help="of several GPUs (%(default)s)")

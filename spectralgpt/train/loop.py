@@ -25,6 +25,8 @@ from spectralgpt.train.optim import learning_rate
 from spectralgpt.train.run import Progress, Run
 from spectralgpt.train.step import OptimizerStep
 
+_HALVINGS = 16  # steps that fp16 may lose, one after another, until its scale of the loss fits the gradients
+
 
 def train(run: Run, folder: RunFolder, checkpoints: Checkpoints) -> None:
     """Runs what is left of every stage, then exports the model.
@@ -33,7 +35,7 @@ def train(run: Run, folder: RunFolder, checkpoints: Checkpoints) -> None:
         Interrupted: SIGTERM or Ctrl-C came; the state is saved.
         UserError: the run diverged or the disk is full; the last good checkpoint is kept.
     """
-    guard = Guard(run.config.optim.max_skipped)
+    guard = Guard(run.config.optim.max_skipped + (_HALVINGS if run.scaler.is_enabled() else 0))
     with StopSignals() as stop:
         while not _finished(run, folder, checkpoints, guard, stop):
             warnings.warn(guard.roll_back(run, checkpoints), stacklevel=2)

@@ -16,6 +16,7 @@ from spectralgpt.train.planner import DEVICES, Device, make_plan, measured_devic
 
 _DEFAULTS: dict[str, Any] = {"model": "base", "image_size": 96, "mask_ratio": 0.9, "epochs": 200, "images": 712_874}
 """The published first stage: 200 epochs over fMoW-Sentinel."""
+_IMAGES = {"bigearthnet": 237_871}  # training split of version 2; of other data sets as many as fMoW-Sentinel has
 
 
 def run_plan(options: dict[str, Any]) -> int:
@@ -68,7 +69,7 @@ def _stage(options: dict[str, Any], config: RunConfig, stage: StageConfig) -> Ca
     precision = options["precision"] or ("bf16" if config.precision == "auto" else config.precision)
     training = _training(options, stage.mask_ratio, precision, bool(config.ema or options["ema"]))
     if stage.epochs:
-        images = options["images"] or _DEFAULTS["images"]
+        images = options["images"] or _IMAGES.get(data.dataset or "", _DEFAULTS["images"])
         told = "" if options["images"] else " (assumed; --images tells)"
         schedule = f"stage {stage.name!r}, {stage.epochs} epochs of {images:,} images{told}"
         return model, training, float(stage.epochs * images), schedule

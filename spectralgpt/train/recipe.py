@@ -23,7 +23,8 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from spectralgpt.data.scene_set import DataConfig
 from spectralgpt.errors import UserError
-from spectralgpt.train.config import ModelSection, OptimConfig, RunConfig, StageConfig
+from spectralgpt.train.config import OptimConfig, RunConfig, StageConfig
+from spectralgpt.train.model_section import ModelSection
 
 QUICKSTART = Path(__file__).resolve().parents[2] / "configs" / "quickstart.yaml"
 

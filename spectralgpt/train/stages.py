@@ -18,7 +18,8 @@ from spectralgpt.data.bands import SensorCard
 from spectralgpt.models.base import SpectralModel
 from spectralgpt.models.config import ModelConfig, make_config
 from spectralgpt.nn import PositionEmbedding
-from spectralgpt.train.config import ModelSection, StageConfig
+from spectralgpt.train.config import StageConfig
+from spectralgpt.train.model_section import ModelSection
 
 Build = Callable[[ModelConfig], SpectralModel]
 

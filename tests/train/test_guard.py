@@ -222,3 +222,11 @@ def test_without_a_checkpoint_there_is_nowhere_to_go_back_to(image: Path, tmp_pa
     code, stderr = small_run.run({"config": str(recipe)}, before=break_once, arguments=((1, 2),))
     assert code == 3
     assert "no checkpoint was saved yet" in stderr.splitlines()[-1]
+
+
+def test_steps_that_fp16_loses_until_its_scale_fits_are_no_trouble(image: Path, tmp_path: Path) -> None:
+    options = {"config": str(small_run.write_recipe(tmp_path, image, validate_every=0)), "precision": "fp16"}
+    assert small_run.run({**options, "optim.max_skipped": "1"}).code == 0
+    rows = [json.loads(line) for line in (tmp_path / "runs/run/metrics.jsonl").read_text().splitlines()]
+    lost = ["skipped" in row for row in rows if "lr" in row]
+    assert lost[0] and not lost[-1], "a scale that fits from the start shows nothing"

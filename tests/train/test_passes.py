@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from spectralgpt.models.config import make_config
-from spectralgpt.train.config import ModelSection, RunConfig, SpeedConfig, StageConfig
+from spectralgpt.train.config import RunConfig, SpeedConfig, StageConfig
 from spectralgpt.train.memory import Training
+from spectralgpt.train.model_section import ModelSection
 from spectralgpt.train.passes import Passes, choose
 from spectralgpt.train.planner import DEVICES, make_plan
 

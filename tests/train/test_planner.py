@@ -7,6 +7,8 @@ saves, and a tracker of everything alive in a whole step.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 import yaml
@@ -19,6 +21,7 @@ from spectralgpt.train.memory import RECOMPUTE, Training, activations, states
 from spectralgpt.train.planner import DEVICES, make_plan, measured_device, parse_bytes, usable
 from tests.train import counting
 
+ROOT = Path(__file__).resolve().parents[2]
 BF16, FP32 = Training("bf16"), Training("fp32")
 OTHERS = {  # sizes and settings no table of the paper holds
     "odd": make_config("tiny", image_size=(48, 64), bands=7, patch_size=(2, 8, 8), mlp_ratio=3.0, drop_path=0.1),
@@ -184,6 +187,16 @@ def test_a_recipe_is_planned_stage_by_stage(tmp_path, capsys):
     assert "EMA" in first
     assert "128 visible" in second
     assert "stage 'wide', 3 epochs of 1,000" in second
+
+
+def test_images_nobody_told_are_those_of_the_data_set(capsys):
+    assert (
+        cli.main(["plan", "--config", str(ROOT / "configs/pretrain_base.yaml"), "--memory", "24GB", "--gpu", "rtx4090"])
+        == 0
+    )
+    shown = capsys.readouterr().out
+    assert "200 epochs of 712,874 images (assumed; --images tells)" in shown
+    assert "100 epochs of 237,871 images (assumed; --images tells)" in shown
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,8 @@ from spectralgpt.errors import UserError
 from spectralgpt.models.config import ModelConfig
 from spectralgpt.nn.positions import resample_spatial, resample_spectral
 from spectralgpt.train import recipe, stages
-from spectralgpt.train.config import ModelSection, RunConfig, StageConfig
+from spectralgpt.train.config import RunConfig, StageConfig
+from spectralgpt.train.model_section import ModelSection
 from spectralgpt.train.run import prepare
 from spectralgpt.train.stages import Snapshot
 from spectralgpt.train.tasks.pretrain import Pretrain

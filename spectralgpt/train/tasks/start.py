@@ -17,7 +17,7 @@ from spectralgpt.errors import UserError
 from spectralgpt.models.checkpoint import CONFIG_FILE, read_pretrained
 from spectralgpt.models.config import SIZES
 from spectralgpt.models.reference_checkpoint import LoadReport, unwrap
-from spectralgpt.train.config import ModelSection
+from spectralgpt.train.model_section import ModelSection
 
 _SHAPE = ("name", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio", "position_embedding")
 
