@@ -2,7 +2,7 @@
 """The command `spectralgpt`: a subcommand per tool; here a user's mistake becomes one line and an exit code.
 
 Exit codes: 0 done, 2 a mistake of the user (one line on stderr, no traceback), 3 training diverged, 128 + n stopped
-by signal n with the state saved. Each command imports what it needs when it runs, so `--help` does not wait for
+by signal n; training saves its state first. Each command imports what it needs when it runs, so `--help` does not wait for
 PyTorch.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import time
 import warnings
@@ -41,6 +42,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             time.sleep(_FIRST_SPEAKS)
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt as stop:
+        print(": ".join(("\nstopped", *stop.args)), file=sys.stderr)
+        return 128 + signal.SIGINT
 
 
 def train(arguments: Sequence[str]) -> int:

@@ -140,17 +140,23 @@ def _is_there(layers: Sequence[Layer], digest: str, overwrite: bool) -> bool:
 
 @contextmanager
 def _kept(work: Work, ranks: Ranks) -> Iterator[None]:
-    """Lets the folder go; a mistake that ends the work also tells what is left of it."""
+    """Lets the folder go; what ends the work also tells what is left of it."""
     try:
         yield
+    except KeyboardInterrupt as stop:
+        raise KeyboardInterrupt(_told(work)) from stop
     except UserError as error:
         if ranks.rank == 0 and work.folder.exists() and not work.done():
             work.remove()
         if not work.folder.exists():
             raise
-        raise UserError(f"{error}; what is done stays in {work.folder}, for the same command") from error
+        raise UserError(f"{error}; {_told(work)}") from error
     finally:
         work.release()
+
+
+def _told(work: Work) -> str:
+    return f"what is done stays in {work.folder}, for the same command"
 
 
 def _fill(

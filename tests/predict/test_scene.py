@@ -204,7 +204,7 @@ def test_a_torn_batch_is_computed_again(tmp_path, scene, model, damage):
 
 
 def interrupted(scene, model, out, **options):
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt, match=r"what is done stays in \S+\.work, for the same command"):
         predict_scene(Stops(model, 4), [scene], [value_layer(out, scene, "abcd")], fitted, size=32, **options)
     return out.with_name(f"{out.name}.work")
 

@@ -135,3 +135,14 @@ def test_info_tells_which_operators_are_native(capsys: pytest.CaptureFixture[str
     shown = capsys.readouterr().out
     assert "reconstruction_loss" in shown
     assert "attention on cpu" in shown
+
+
+def test_ctrl_c_is_a_line_and_no_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stopped(_: object) -> int:
+        raise KeyboardInterrupt("what is done stays")
+
+    monkeypatch.setitem(cli.COMMANDS, "info", stopped)
+    assert cli.main(["info"]) == 130
+    assert capsys.readouterr().err == "\nstopped: what is done stays\n"
