@@ -23,7 +23,7 @@ from spectralgpt.ops import _native
 from spectralgpt.train import distributed, recipe
 from spectralgpt.train.checkpoint import Checkpoint, Checkpoints, shared
 from spectralgpt.train.config import RunConfig
-from spectralgpt.train.device import device_type
+from spectralgpt.train.device import device_type, is_out_of_memory
 from spectralgpt.train.folder import RunFolder
 from spectralgpt.train.interrupt import Interrupted
 from spectralgpt.train.loop import train
@@ -53,7 +53,7 @@ def run_training(options: Mapping[str, str]) -> int:
     if print_config:
         print(recipe.to_yaml(config), end="")
         return 0
-    with distributed.processes(device_type(config)), _own_folder(config, folder) as folder:
+    with _memory_told(), distributed.processes(device_type(config)), _own_folder(config, folder) as folder:
         checkpoints = Checkpoints(folder.checkpoints, config.keep_checkpoints)
         goes_on = distributed.rank() == 0 and (resume is not None or checkpoints.steps())
         saved = shared(checkpoints.load_latest() if goes_on else None)
@@ -67,6 +67,21 @@ def run_training(options: Mapping[str, str]) -> int:
         (folder.path / _LAUNCHER).write_text(distributed.launcher() or "")
         _announce(run, folder, config, saved)
         return _train(run, folder, checkpoints)
+
+
+@contextlib.contextmanager
+def _memory_told() -> Iterator[None]:
+    """Memory that runs out beside the passes, which know how to halve: the model or its optimizer is too large."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise UserError(
+            f"expected memory for the model and its optimizer, got: {str(error).splitlines()[0]}; try "
+            "--precision bf16, a smaller model, or several GPUs with --speed.parallel fsdp; "
+            "`spectralgpt plan` tells what they take"
+        ) from error
 
 
 @contextlib.contextmanager

@@ -67,6 +67,11 @@ def keep_freed_memory() -> bool:
     return all([mallopt(option, value) for option, value in options.items()])
 
 
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether memory ran out, on the device or on the host, for which torch has no type of its own."""
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator: can't allocate memory" in str(error)
+
+
 def matrix_dtype(config: RunConfig, device: torch.device) -> torch.dtype:
     """What matrices are multiplied in."""
     precision = config.precision

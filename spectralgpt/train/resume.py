@@ -12,12 +12,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 import yaml
 
 from spectralgpt.errors import UserError
 from spectralgpt.train.checkpoint import Checkpoint
 from spectralgpt.train.config import RunConfig
+from spectralgpt.train.device import is_out_of_memory
 from spectralgpt.train.recipe import to_yaml
 
 _LONGEST = 1000
@@ -76,10 +76,10 @@ def fitting(saved: Checkpoint | None) -> Iterator[None]:
     """
     try:
         yield
-    except (UserError, torch.OutOfMemoryError):
+    except UserError:
         raise
     except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError) as error:
-        if saved is None:
+        if saved is None or (isinstance(error, RuntimeError) and is_out_of_memory(error)):
             raise
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise UserError(f"--resume: expected a checkpoint of this run at step {saved.step}, got {reason}") from error

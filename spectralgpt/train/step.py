@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from spectralgpt.errors import UserError
 from spectralgpt.train import distributed
+from spectralgpt.train.device import is_out_of_memory
 from spectralgpt.train.ema import update_average
 from spectralgpt.train.graph import Captured
 from spectralgpt.train.optim import guarded_step
@@ -77,7 +78,9 @@ class OptimizerStep:
                     last = number == passes - 1 and piece is pieces[-1]
                     with self._exchange(exchange and last):
                         sums += self._pass(piece)
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
             sums = None  # type: ignore[assignment]
         if sums is None or not exchange:  # outside of `except`, whose traceback holds on to the tensors
             self._run.set_generators(generators)

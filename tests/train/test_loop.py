@@ -5,6 +5,7 @@ step."""
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from spectralgpt.errors import UserError
 from spectralgpt.models.encoder import Encoder
 from spectralgpt.train import recipe
 from spectralgpt.train.checkpoint import Checkpoint
+from spectralgpt.train.command import run_training
 from spectralgpt.train.graph import Captured
 from spectralgpt.train.run import Run, prepare
 from spectralgpt.train.step import OptimizerStep
@@ -146,17 +148,26 @@ def test_the_backward_pass_begins_with_a_factor_of_one(
 
 def _limited(monkeypatch: pytest.MonkeyPatch, most: int) -> list[int]:
     """Forward passes of more than `most` windows run out of memory after they have begun; gives all sizes tried."""
-    tried, real = [], Encoder.forward
+    tried, real, kinds = [], Encoder.forward, itertools.cycle((True, False))
 
     def forward(self: Any, image: Tensor, *rest: Any) -> Tensor:
         tried.append(len(image))
         out = real(self, image, *rest)
         if len(image) > most:
-            raise torch.OutOfMemoryError("no memory, says the test")
+            raise _no_memory(next(kinds))
         return out
 
     monkeypatch.setattr(Encoder, "forward", forward)
     return tried
+
+
+def _no_memory(on_device: bool) -> RuntimeError:
+    """As on a GPU, or as it really is on a CPU, where the type is no other than that of any mistake."""
+    if on_device:
+        return torch.OutOfMemoryError("no memory, says the test")
+    with pytest.raises(RuntimeError) as told:
+        torch.empty(2**62, dtype=torch.uint8)
+    return told.value
 
 
 @pytest.mark.parametrize(
@@ -191,6 +202,21 @@ def test_no_memory_for_a_single_window_is_told_with_ways_out(
     _limited(monkeypatch, 0)
     with pytest.raises(UserError, match=r"stages\.0: expected memory for one window .* --speed\.recompute blocks"):
         steps(build(stage={"micro_batch": 1}))
+
+
+@pytest.mark.parametrize("on_device", [True, False])
+def test_no_memory_for_the_model_is_one_line(
+    scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, on_device: bool
+) -> None:
+    def place(*_: Any) -> None:
+        raise _no_memory(on_device)
+
+    monkeypatch.setattr("spectralgpt.train.run.place", place)
+    with pytest.raises(
+        UserError, match=r"expected memory for the model and its optimizer, got: .*parallel fsdp"
+    ) as told:
+        run_training({"config": str(small_run.write_recipe(tmp_path, scene))})
+    assert "\n" not in str(told.value) and not (tmp_path / "runs").exists()
 
 
 def test_a_recorded_step_is_the_same_step(build: Callable[..., Run], monkeypatch: pytest.MonkeyPatch) -> None:
