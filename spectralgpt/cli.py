@@ -2,8 +2,8 @@
 """The command `spectralgpt`: a subcommand per tool; here a user's mistake becomes one line and an exit code.
 
 Exit codes: 0 done, 2 a mistake of the user (one line on stderr, no traceback), 3 training diverged, 128 + n stopped
-by signal n; training saves its state first. Each command imports what it needs when it runs, so `--help` does not wait for
-PyTorch.
+by signal n; training saves its state first. Each command imports what it needs when it runs, so `--help` does not
+wait for PyTorch.
 """
 
 from __future__ import annotations

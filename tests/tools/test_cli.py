@@ -137,9 +137,7 @@ def test_info_tells_which_operators_are_native(capsys: pytest.CaptureFixture[str
     assert "attention on cpu" in shown
 
 
-def test_ctrl_c_is_a_line_and_no_traceback(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_ctrl_c_is_a_line_and_no_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def stopped(_: object) -> int:
         raise KeyboardInterrupt("what is done stays")
 
