@@ -179,7 +179,7 @@ def embed(arguments: Sequence[str]) -> int:
     parser.add_argument("--pool", choices=["mean", "concat"], default="mean", help="over the band groups (%(default)s)")
     parser.add_argument("--layer", type=int, default=-1, help="which block's tokens; -1 is the last (%(default)s)")
     parser.add_argument("--keep-places", action="store_true", help="leave in what tokens say of places in windows")
-    parser.add_argument("--overlap", type=float, default=0.25, help="of windows, share of a side (%(default)s)")
+    parser.add_argument("--overlap", type=float, default=0.5, help="of windows, share of a side (%(default)s)")
     parser.add_argument("--restart", action="store_true", help="give up what an interrupted run has done")
     _add_scene_arguments(parser)
     options = vars(parser.parse_args(arguments))

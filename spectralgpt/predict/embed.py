@@ -82,7 +82,7 @@ def embed_scene(
     pool: str = "mean",
     layer: int = -1,
     keep_places: bool = False,
-    overlap: float = 0.25,
+    overlap: float = 0.5,
     batch_size: int = 16,
     identity: dict[str, Any] | None = None,
     overwrite: bool = False,
