@@ -36,6 +36,7 @@ from spectralgpt.models.reconstruction import Rebuilding, Reconstruction, as_ima
 from spectralgpt.predict.inputs import window_side
 from spectralgpt.predict.layers import Layer, value_layer
 from spectralgpt.predict.padded import PaddedScene
+from spectralgpt.predict.scene import spare_inputs
 from spectralgpt.predict.windows import Floats, Windows
 from spectralgpt.predict.work import Work, publish
 from spectralgpt.viz.figures import Example, reconstruction_figure
@@ -102,6 +103,7 @@ def reconstruct_scene(
     reader = _Windows(model, padded, normalization, rebuilding, windows, batch_size)
     values = value_layer(out / "rebuilt.tif", scene, scene.band_names, nodata=_NAN)
     errors = value_layer(out / "error.tif", scene, ("root mean square error, normalised units",), nodata=_NAN)
+    spare_inputs([scene], (), [values, errors])
     overview, examples = _Overview(scene, windows), _Examples()
     with _appearing(out, overwrite) as folder, blaming_writes(out):
         work = Work(folder)

@@ -81,7 +81,7 @@ def predict_scene(
         UserError: a damaged file (named with the place), no valid pixel, values that are no numbers, a disk that is
             full or refuses, work of other settings in the way, or an output that is an input.
     """
-    _spare_inputs(scenes, masks, layers)
+    spare_inputs(scenes, masks, layers)
     height, width = scenes[0].shape
     if height % cell or width % cell or size % cell:
         raise ValueError(f"expected scenes and windows of whole cells of {cell}, got {scenes[0].shape} and {size}")
@@ -118,7 +118,7 @@ def predict_scene(
     return True
 
 
-def _spare_inputs(scenes: Sequence[Scene], masks: Sequence[Mask], layers: Sequence[Layer]) -> None:
+def spare_inputs(scenes: Sequence[Scene], masks: Sequence[Mask], layers: Sequence[Layer]) -> None:
     """Refuses to write over what is read: --overwrite means maps."""
     read = {header.path.resolve() for scene in scenes for header in scene.headers}
     read |= {mask.header.path.resolve() for mask in masks}
@@ -199,6 +199,8 @@ def _finish(work: Work, layers: Sequence[Layer], digest: str, name: str) -> None
     for path, final in made:
         if names_file(path).exists():
             publish(names_file(path), names_file(final))
+        else:  # what a GIS program noted of a raster that is replaced
+            names_file(final).unlink(missing_ok=True)
         publish(path, final)
     work.remove()
 

@@ -127,6 +127,8 @@ def test_class_names_are_where_gis_programs_look(tmp_path, folder, image):
     if gdalinfo:
         told = json.loads(subprocess.run([gdalinfo, "-json", out], capture_output=True, check=True, env={}).stdout)
         assert told["bands"][0]["categories"] == ["water", "<b>", "town"]
+    assert predict(image, "--model", folder("multi_label"), "--out", out, "--overwrite") == 0
+    assert not Path(f"{out}.aux.xml").exists(), "names of the map that was there before"
 
 
 def test_where_the_map_goes(tmp_path, folder, image, capsys):

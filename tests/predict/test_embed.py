@@ -197,3 +197,13 @@ def test_reconstruct_writes_what_the_model_rebuilds(folder, tmp_path, capsys):
     assert main([*command, str(tmp_path / "x"), "--mask-ratio", "1"]) == 2
     assert "share between 0 and 1" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["again", "rebuilt"], "nothing half done stays"
+
+
+def test_a_rebuilt_scene_is_not_written_over_while_read(folder, tmp_path, capsys):
+    (tmp_path / "out").mkdir()
+    scene = tmp_path / "out" / "rebuilt.tif"
+    scene.write_bytes((folder / "scene.tif").read_bytes())
+    before = scene.read_bytes()
+    command = ["reconstruct", str(scene), "--model", str(folder / "model"), "--out", str(tmp_path / "out")]
+    assert main([*command, "--overwrite"]) == 2
+    assert "got a file that is read" in capsys.readouterr().err and scene.read_bytes() == before
