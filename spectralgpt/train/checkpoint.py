@@ -240,6 +240,7 @@ def _write(folder: Path, checkpoint: Checkpoint) -> None:
     # An open file: a full disk is an OSError here, not PyTorch's "unexpected pos".
     with open(folder / STATE, "wb") as file:
         torch.save(checkpoint.state, file)
+    shutil.copymode(folder / STATE, folder / WEIGHTS)  # safetensors would let the owner alone read
 
 
 def _require_finite(checkpoint: Checkpoint) -> None:

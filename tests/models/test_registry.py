@@ -52,6 +52,7 @@ def test_autoencoder_round_trip(small_autoencoder, tmp_path):
 def test_the_folder_holds_two_readable_files(small_encoder, tmp_path):
     small_encoder(bands=CARD).save_pretrained(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["README.md", "config.json", "model.safetensors"]
+    assert len({path.stat().st_mode for path in tmp_path.iterdir()}) == 1, "who may read one may read all"
     record = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
     assert (record["library"], record["version"], record["kind"]) == (
         "spectralgpt",

@@ -30,6 +30,9 @@ def test_round_trip_and_retention(tmp_path: Path) -> None:
     assert names(tmp_path / "checkpoints") == ["step-10", "step-9999"]
     assert_is(checkpoints.load_latest(), 9_999)
     assert checkpoints.best() is None
+    assert len({path.stat().st_mode for path in (tmp_path / "checkpoints/step-10").iterdir()}) == 1, (
+        "read one, read all"
+    )
 
 
 def test_the_best_of_a_stage_stays_beyond_the_newest(tmp_path: Path) -> None:
