@@ -7,7 +7,7 @@ know which it has.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -56,21 +56,37 @@ def open_source(
     """
     if config.dataset is None:
         return open_windows(config, size, patch_size, split, seed)
-    name = config.train_split if split == "train" else config.val_split
-    bands = config.bands or None
-    dataset: PatchDataset
+    train = split == "train"
+    name, only = (config.train_split, config.train_options) if train else (config.val_split, ())
+    dataset = open_split(config, name, config.bands or None, only)
+    return ImageViews(dataset, config, size, patch_size, split, seed, normalizer, labelled)
+
+
+def open_split(
+    config: DataConfig, split: str, bands: Sequence[str] | None, train_options: Sequence[str] = ()
+) -> PatchDataset:
+    """A split of the configuration's data set.
+
+    Args:
+        config: its kind, folder and options.
+        split: as the data set names it.
+        bands: names, in this order; the data set's default where None.
+        train_options: of the training side alone.
+
+    Raises:
+        UserError: options for shards; whatever the data set finds wrong.
+    """
     if config.dataset == SHARDS:
-        for key, options in {"options": config.options, "train_options": config.train_options}.items():
+        for key, options in {"options": config.options, "train_options": train_options}.items():
             if options:
                 raise UserError(
                     f"data.{key}: expected none with shards, which hold what was chosen when they were made, got "
                     f"{', '.join(options)}; choose by `spectralgpt prepare shards --option`, and here --data.{key} []"
                 )
-        dataset = Shards(config.root, name, bands)
-    else:
-        options = (*config.options, *config.train_options) if split == "train" else config.options
-        dataset = open_dataset(config.dataset, config.root, name, bands, **parse_options(options))
-    return ImageViews(dataset, config, size, patch_size, split, seed, normalizer, labelled)
+        return Shards(config.root, split, bands)
+    assert config.dataset is not None
+    named = parse_options((*config.options, *train_options))
+    return open_dataset(config.dataset, config.root, split, bands, **named)
 
 
 class ImageViews(Dataset[Any]):

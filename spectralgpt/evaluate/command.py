@@ -14,6 +14,7 @@ import spectralgpt
 from spectralgpt.data.datasets.base import PatchDataset
 from spectralgpt.data.normalize import Normalizer
 from spectralgpt.data.scene_set import DataConfig
+from spectralgpt.data.source import open_split
 from spectralgpt.errors import UserError
 from spectralgpt.evaluate.bootstrap import intervals
 from spectralgpt.evaluate.inputs import (
@@ -23,7 +24,6 @@ from spectralgpt.evaluate.inputs import (
     data_config,
     load_task_model,
     normalizer_of,
-    open_split,
 )
 from spectralgpt.evaluate.outcomes import Outcomes, Run, outcomes
 from spectralgpt.evaluate.probe import image_features, probe

@@ -8,19 +8,16 @@ does not fit is refused: a score of other classes or other bands would be a numb
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import spectralgpt
-from spectralgpt.data.datasets import detect, open_dataset
+from spectralgpt.data.datasets import detect
 from spectralgpt.data.datasets.base import PatchDataset
 from spectralgpt.data.normalize import Normalizer
-from spectralgpt.data.report import parse_options
 from spectralgpt.data.scene_set import DataConfig
-from spectralgpt.data.shards import Shards
-from spectralgpt.data.source import SHARDS
 from spectralgpt.errors import UserError
 from spectralgpt.heads import TaskModel
 from spectralgpt.models.base import SpectralModel
@@ -102,14 +99,6 @@ def _stored_data(path: Path) -> dict[str, Any]:
     cuts = ("window=", "stride=")
     data["options"] = [text for text in data.get("options") or [] if not str(text).startswith(cuts)]
     return data
-
-
-def open_split(config: DataConfig, split: str, bands: Sequence[str]) -> PatchDataset:
-    """A split with these bands in this order."""
-    if config.dataset == SHARDS:
-        return Shards(config.root, split, bands)
-    assert config.dataset is not None
-    return open_dataset(config.dataset, config.root, split, bands, **parse_options(config.options))
 
 
 def bands_of(model: SpectralModel, config: DataConfig, given: bool) -> tuple[str, ...]:
