@@ -6,13 +6,15 @@
     python benchmarks/ops.py --batch 1 --size 16 --no-compile    # hardly any bytes: what a call costs
 
 All candidates of an op run in turn, round by round, so that whatever else the machine does meets all of them; minima
-are compared. `share_of_copy` is the share of the machine's own copy rate: bytes that the op must move, over its time,
-divided by the same for a copy of as many bytes, the quicker of `torch.clone` and a copy into memory that is at hand.
-An op's time is all of it: dispatch, autograd, the results' allocation and, where the allocator has given memory back,
-the system's first touch of it; the copy's is hardly more than the copying. On a CPU with a large cache a batch of 16
-and its copy may stay in it; `--batch 128` tells of memory. The mask's step changes from call to call, as in training:
-a machine learns the branches of a mask that it sees again and again. On CUDA, inputs rotate through buffers larger
-than the L2 cache.
+are compared. Each runs some times on end, since its first calls find the caches full of another's data.
+
+`share_of_copy` is the share of the machine's own copy rate: bytes that the op must move, over its time, divided by the
+same for a copy of as many bytes, the quicker of `torch.clone` and a copy into memory that is at hand. An op's time is
+all of it: dispatch, autograd, the results' allocation and, where the allocator has given memory back, the system's
+first touch of it; the copy's is hardly more than the copying. On a CPU with a large cache a batch of 16 and its copy
+may stay in it; `--batch 128` tells of memory. The mask's step changes from call to call, as in training: a machine
+learns the branches of a mask that it sees again and again. On CUDA, inputs rotate through buffers larger than the L2
+cache.
 """
 
 from __future__ import annotations
@@ -38,6 +40,7 @@ from spectralgpt import ops
 PATCH = (3, 8, 8)
 BANDS, CHANNELS, DECODER, MASK_RATIO = 12, 768, 512, 0.9
 ROTATE_BYTES = 256 << 20
+REPEATS = 6
 
 Call = Callable[[int], Any]
 
@@ -205,8 +208,7 @@ def measure(contest: Contest, rounds: int, device: torch.device, with_compiled: 
     times: dict[str, list[float]] = {name: [] for name in candidates}
     for number in range(rounds + 3):
         for name, call in candidates.items():
-            repeats = 1 if name == "eager" else 3  # the quick ones see more of a noisy machine's quiet moments
-            took = min(seconds(call, number + i, device) for i in range(repeats))
+            took = min(seconds(call, number + i, device) for i in range(REPEATS))
             if number >= 3:  # the first rounds warm up and compile
                 times[name].append(took)
     best = {name: min(values) for name, values in times.items()}

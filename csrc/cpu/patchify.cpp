@@ -25,6 +25,7 @@ template <Direction D, int Columns, class T>
 inline void copy_token(const Cube cube, T* token, T* pixels, const T* soon) {
     constexpr bool kReads = D == Direction::kToTokens;  // the image
     for (int64_t c = 0; c < cube.patch_bands; ++c) {
+#pragma GCC unroll 8
         for (int64_t r = 0; r < cube.patch_rows; ++r) {
             const int64_t at = c * cube.band_stride + r * cube.row_stride;
             __builtin_prefetch(soon + at, !kReads, kSecondLevel);
