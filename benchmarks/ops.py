@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import re
 import sys
@@ -278,6 +279,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "device": torch.cuda.get_device_name() if device.type == "cuda" else cpu_name(),
             "torch": torch.__version__,
             "date": time.strftime("%Y-%m-%d"),
+            "load_average": os.getloadavg()[0],  # of the last minute, this process included
             **{key: value for key, value in vars(args).items() if key not in ("out", "device")},
         }
         args.out.write_text(json.dumps({**about, "results": results}, indent=2) + "\n", encoding="utf-8")
