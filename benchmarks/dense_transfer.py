@@ -3,10 +3,11 @@
 
     python benchmarks/dense_transfer.py --weights RUN --oscd FOLDER --land FOLDER --out results.json
 
-- OSCD (`--oscd`, cities in the archive's layout): every city is the test of a model trained on the others.
-  Rivals: change vector analysis (length of the difference of bands, each standardised in its own image) and logistic
-  regression on single pixels (both dates and their absolute difference). Every method's threshold is the one with the
-  best F1 on the training cities; the model's own decision (the likelier class) is given too.
+- OSCD (`--oscd`, cities in the archive's layout): every city is the test of a model trained on the others. For every
+  method each band of each image has the same mean and deviation, which takes haze and season out of the difference.
+  Rivals: change vector analysis (length of the difference of bands) and logistic regression on single pixels (both
+  dates and their absolute difference). Every method's threshold is the one with the best F1 on the training cities;
+  the model's own decision (the likelier class) is given too.
 - Land cover (`--land`, `S2L1C/*.tif` of 13 bands with `LULC/*.tif`): of the 4 x 4 cells of each image every third is
   the test; it is never seen, but what borders on it is. Rival: logistic regression on single pixels, with classes drawn
   equally often and as they come.
@@ -19,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -79,7 +81,7 @@ def trained(name: str, task: str, arm: str, data: dict[str, Any], finetune: dict
         "output": str(args.runs),
         "threads": 1,
         "model": model if arm == "pretrained" else {**model, "position_init": "sincos"},
-        "data": {**data, "crop_area": [1.0, 1.0]},
+        "data": {**data, "crop": "window"},
         "finetune": finetune,
         "optim": {"clip_norm": 1.0, "layer_decay": 0.85},
         "stages": [stage],
@@ -87,7 +89,7 @@ def trained(name: str, task: str, arm: str, data: dict[str, Any], finetune: dict
         "checkpoint_every": 0,
     }
     if arm == "random":
-        tree["data"]["normalization"] = str(_statistics(start.normalization, args.runs))
+        tree["data"]["normalization"] = str(_statistics(args))
     run, file = args.runs / tree["name"], args.runs / f"{tree['name']}.yaml"
     if not (run / "model" / "config.json").exists():
         args.runs.mkdir(parents=True, exist_ok=True)
@@ -98,11 +100,12 @@ def trained(name: str, task: str, arm: str, data: dict[str, Any], finetune: dict
     return run
 
 
-def _statistics(normalization: dict[str, Any] | None, folder: Path) -> Path:
+def _statistics(args: argparse.Namespace) -> Path:
     """The pretraining's fixed normalisation as a statistics file, so that both arms see the same numbers."""
+    normalization = read_pretrained(args.weights / "model").normalization
     if normalization is None or normalization["method"] != "fixed":
         raise SystemExit("--weights: expected a pretraining with fixed statistics (data.normalization: FILE)")
-    path = folder / "normalization.json"
+    path: Path = args.runs / "normalization.json"
     record = {
         "format": "spectralgpt-statistics",
         "version": 1,
@@ -110,7 +113,7 @@ def _statistics(normalization: dict[str, Any] | None, folder: Path) -> Path:
         "mean": list(normalization["offset"]),
         "std": [1 / value for value in normalization["scale"]],
     }
-    folder.mkdir(parents=True, exist_ok=True)
+    args.runs.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(record))
     return path
 
@@ -141,16 +144,32 @@ def by_threshold(values: dict[str, Floats], changed: dict[str, NDArray[np.bool_]
     return float(f1_score(changed[test], values[test] >= threshold))
 
 
+def standardised(args: argparse.Namespace) -> PatchDataset:
+    """The cities with each band of each image at the mean and deviation that the pretraining saw."""
+    folder, rule = args.runs / "cities", json.loads(_statistics(args).read_text())
+    mean, std = (np.array(rule[key])[:, None, None] for key in ("mean", "std"))
+    cities = open_dataset("oscd", args.oscd, "train", rule["band_names"], partial=True)
+    for index in range(len(cities)):
+        record, city = cities.read(index), Path("images", cities.name(index))
+        for date, pixels in enumerate(record.pixels.astype(np.float64), 1):
+            z = (pixels - pixels.mean((1, 2), keepdims=True)) / pixels.std((1, 2), keepdims=True)
+            place = folder / city / f"imgs_{date}_rect"
+            place.mkdir(parents=True, exist_ok=True)
+            for band, values in zip(rule["band_names"], (z * std + mean).astype(np.float32), strict=True):
+                write_geotiff(place / f"{band}.tif", values[None], (band,), crs=None, transform=(1, 0, 0, 0, 1, 0))
+        shutil.copy(args.oscd / city / "dates.txt", folder / city)
+    shutil.copytree(args.oscd / "train_labels", folder / "train_labels", dirs_exist_ok=True)
+    return open_dataset("oscd", folder, "train", rule["band_names"], partial=True)
+
+
 def change_fold(test: str, cities: PatchDataset, args: argparse.Namespace) -> dict[str, Any]:
     """F1 on one city of everything learnt from the others."""
     records = {cities.name(index): cities.read(index) for index in range(len(cities))}
     names = list(records)
     changed = {name: records[name].mask.ravel() == 1 for name in names}
-    dates = {}
-    for name, record in records.items():
-        pixels = record.pixels.astype(np.float64)
-        pixels = (pixels - pixels.mean((2, 3), keepdims=True)) / pixels.std((2, 3), keepdims=True)
-        dates[name] = pixels.reshape(2, pixels.shape[1], -1)
+    rule = json.loads(_statistics(args).read_text())
+    mean, std = (np.array(rule[key])[:, None] for key in ("mean", "std"))
+    dates = {name: (r.pixels.reshape(2, len(mean), -1) - mean) / std for name, r in records.items()}
     lengths = {name: np.sqrt(((after - before) ** 2).sum(0)) for name, (before, after) in dates.items()}
     pixels = {name: np.concatenate([b, a, np.abs(a - b)]).T for name, (b, a) in dates.items()}
     train = [name for name in names if name != test]
@@ -165,12 +184,12 @@ def change_fold(test: str, cities: PatchDataset, args: argparse.Namespace) -> di
     print(f"{test}: {found}", flush=True)
     shards, split = args.runs / f"windows-{test}", f"cities={{train: [{', '.join(train)}], test: [{test}]}}"
     if not shards.exists():  # a window of the archive is 26 files to open, each time
-        cut = [f"window={args.window}", f"stride={args.window // 2}", split]
+        cut = [f"window={args.window * 3 // 2}", f"stride={args.window * 3 // 4}", split]
         options = [text for option in cut for text in ("--option", option)]
-        command = ["prepare", "shards", str(args.oscd), str(shards), "--dataset", "oscd", "--workers", "1", *options]
+        command = ["prepare", "shards", str(cities.root), str(shards), "--dataset", "oscd", "--workers", "1", *options]
         subprocess.run([*_CLI, *command], check=True)
     data = {"dataset": "shards", "root": str(shards), "val_split": "train"}
-    whole_cities = {"dataset": "oscd", "root": str(args.oscd), "options": f"['{split}']"}
+    whole_cities = {"dataset": "oscd", "root": str(cities.root), "options": f"['{split}']"}
     for arm in args.arms:
         run = trained(f"oscd-{test}", "change", arm, data, {"train": "all", "class_weights": [1.0, 10.0]}, args)
         whole = {name: changes(run, record, cities) for name, record in records.items()}
@@ -190,8 +209,8 @@ def changes(run: Path, record: Any, dataset: PatchDataset) -> Floats:  # noqa: A
 
 
 def land_split(args: argparse.Namespace) -> Path:
-    """Each image in 4 x 4 cells, every third a test, the others cut to training windows; with a table of the splits."""
-    folder, size = args.runs / "land", args.window
+    """Each image in 4 x 4 cells, every third a test; with a table of the splits."""
+    folder = args.runs / "land"
     data = open_dataset("folder", args.land, "all", _L1C, images="S2L1C/*.tif", masks="LULC/*.tif", band_order=_L1C)
     lines = ["path,mask,split"]
     for index in range(len(data)):
@@ -200,11 +219,7 @@ def land_split(args: argparse.Namespace) -> Path:
         boxes = []
         for cell, (row, column) in enumerate(np.ndindex(_CELLS, _CELLS)):
             top, left = row * height, column * width
-            if (cell + row) % 3 == 0:
-                boxes.append(("test", top, left, height, width))
-            else:
-                starts = [(y, x) for y in _starts(height, size) for x in _starts(width, size)]
-                boxes += [("train", top + y, left + x, size, size) for y, x in starts]
+            boxes.append(("train" if (cell + row) % 3 else "test", top, left, height, width))
         a, b, x, d, e, y = record.transform
         for side, row, column, rows, columns in boxes:
             file, cut = f"{name}-{side}-{row}-{column}.tif", np.s_[..., row : row + rows, column : column + columns]
@@ -217,10 +232,6 @@ def land_split(args: argparse.Namespace) -> Path:
     (folder / "split.csv").write_text("\n".join(lines) + "\n")
     (folder / "classes.json").write_text(json.dumps(list(data.classes)))
     return folder
-
-
-def _starts(length: int, size: int) -> list[int]:
-    return [*range(0, length - size, size // 2), length - size]
 
 
 def land(args: argparse.Namespace) -> dict[str, Any]:
@@ -245,7 +256,8 @@ def land(args: argparse.Namespace) -> dict[str, Any]:
     data = {"dataset": "folder", "root": str(folder), "options": texts, "val_split": "train"}
     for arm in args.arms:
         run = trained("land", "segmentation", arm, data, {"train": "all", "class_weights": args.land_weights}, args)
-        found[arm] = {key: scores(run, "test")[key] for key in ("miou", "accuracy", "macro_f1")}
+        own = scores(run, "test")
+        found[arm] = {key: own[key] for key in ("miou", "accuracy", "macro_f1")}
     return found
 
 
@@ -294,7 +306,7 @@ def main() -> None:
     if args.land:
         record["land"] = land(args)
     if args.oscd:
-        cities = open_dataset("oscd", args.oscd, "train", partial=True)
+        cities = standardised(args)
         names = [cities.name(index) for index in range(len(cities))]
         record["oscd"] = {name: change_fold(name, cities, args) for name in names}
     record["seconds"] = round(time.time() - started)
