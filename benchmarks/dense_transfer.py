@@ -294,7 +294,6 @@ def main() -> None:
     """Trains, scores, writes."""
     args = arguments()
     torch.set_num_threads(1)
-    started = time.time()
     record: dict[str, Any] = {
         "benchmark": "dense transfer",
         "model": read_pretrained(args.weights / "model").config.name,
@@ -302,6 +301,7 @@ def main() -> None:
         "window": args.window,
         "arms": args.arms,
         "torch": torch.__version__,
+        "date": time.strftime("%Y-%m-%d"),
     }
     if args.land:
         record["land"] = land(args)
@@ -309,7 +309,6 @@ def main() -> None:
         cities = standardised(args)
         names = [cities.name(index) for index in range(len(cities))]
         record["oscd"] = {name: change_fold(name, cities, args) for name in names}
-    record["seconds"] = round(time.time() - started)
     print(markdown(record))
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
