@@ -20,6 +20,7 @@ from torch.utils.data import Dataset
 from spectralgpt import ops
 from spectralgpt.data.datasets.base import PatchDataset
 from spectralgpt.data.normalize import Normalizer
+from spectralgpt.data.raster import Bools, Pixels
 from spectralgpt.data.record import IGNORE, Record
 from spectralgpt.data.resample import Floats
 from spectralgpt.data.views import View, ViewConfig, draw_views, resize_mask, valid_tokens
@@ -184,10 +185,10 @@ class Views(Dataset[Batch]):
         masks = [
             resize_mask(r.mask, view, self.config) for r, view in zip(records, views, strict=True) if r.mask is not None
         ]
-        pixels, starts = _pack(records, [offset for offset, _ in affine])
+        pixels, layout = pack([(r.pixels, r.valid) for r in records], [offset for offset, _ in affine])
         return Batch(
             pixels=pixels,
-            layout=torch.from_numpy(np.concatenate([starts[:, None], shapes], axis=1)),
+            layout=layout,
             boxes=torch.tensor([view.box for view in views], dtype=torch.int32),
             flips=torch.tensor([view.flips for view in views]),
             offset=torch.from_numpy(np.stack([offset.ravel() for offset, _ in affine])),
@@ -263,19 +264,28 @@ def _labels(records: list[Record]) -> Tensor | None:
     return torch.from_numpy(np.array([record.label for record in records], np.int64))
 
 
-def _pack(records: list[Record], offsets: list[Floats]) -> tuple[Tensor, np.ndarray[Any, np.dtype[np.int64]]]:
-    """All pixels in one buffer, invalid ones with what normalises to 0, and where each image starts."""
-    dtypes = {record.pixels.dtype for record in records}
+def pack(images: Sequence[tuple[Pixels, Bools | None]], offsets: Sequence[Floats]) -> tuple[Tensor, Tensor]:
+    """All images in one buffer, invalid pixels as what normalises to 0, and start, rows and columns of each.
+
+    Args:
+        images: pixels `(..., C, H, W)` and which of them are valid; None where all are.
+        offsets: `(..., C)` of each.
+
+    Returns:
+        `(N,)` of the images' own type, or float32 where they differ; `(B, 3)` int64.
+    """
+    dtypes = {pixels.dtype for pixels, _ in images}
     dtype = dtypes.pop() if len(dtypes) == 1 and dtypes <= set(_PACKED) else np.dtype(np.float32)
-    ends = np.cumsum([record.pixels.size for record in records])
+    ends = np.cumsum([pixels.size for pixels, _ in images])
     buffer = np.empty(int(ends[-1]), dtype)
-    for record, offset, end in zip(records, offsets, ends.tolist(), strict=True):
-        place = buffer[end - record.pixels.size : end].reshape(record.pixels.shape)
-        place[...] = record.pixels
-        if record.valid is not None:
+    for (pixels, valid), offset, end in zip(images, offsets, ends.tolist(), strict=True):
+        place = buffer[end - pixels.size : end].reshape(pixels.shape)
+        place[...] = pixels
+        if valid is not None:
             fill = offset if dtype.kind == "f" else np.rint(offset).clip(*_limits(dtype))
-            np.copyto(place, fill.astype(dtype)[..., None, None], where=~record.valid)
-    return torch.from_numpy(buffer), ends - [record.pixels.size for record in records]
+            np.copyto(place, fill.astype(dtype)[..., None, None], where=~valid)
+    layout = [(end - pixels.size, *pixels.shape[-2:]) for (pixels, _), end in zip(images, ends.tolist(), strict=True)]
+    return torch.from_numpy(buffer), torch.tensor(layout)
 
 
 def _limits(dtype: np.dtype[Any]) -> tuple[int, int]:

@@ -177,13 +177,11 @@ class ImageViews(Dataset[Any]):
         return self.views.__getitems__(keys)
 
 
-def images(batch: Batch | dict[str, Tensor], device: torch.device, labelled: bool = False) -> dict[str, Tensor]:
+def images(batch: Batch, device: torch.device, labelled: bool = False) -> dict[str, Tensor]:
     """A batch's `image` (B, C, h, w), `valid` (B, L) and `sample_id` (B,) on a device.
 
     With `labelled` as `Batch.images` says: also `label` and `mask`, and the dates of a pair together.
     """
-    if isinstance(batch, dict):
-        return {name: value.to(device, non_blocking=True) for name, value in batch.items()}
     sample = to_images(batch, device)
     return sample if labelled else {name: sample[name] for name in ("image", "valid", "sample_id")}
 
@@ -232,9 +230,8 @@ def training_images(
 
 
 def _on_device(
-    batches: Iterator[Batch | dict[str, Tensor]], rejects: Rejects, device: torch.device, labelled: bool
+    batches: Iterator[Batch], rejects: Rejects, device: torch.device, labelled: bool
 ) -> Iterator[dict[str, Tensor]]:
     for batch in batches:
-        if isinstance(batch, Batch):
-            rejects.add(batch.skipped)
+        rejects.add(batch.skipped)
         yield images(batch, device, labelled)

@@ -82,9 +82,10 @@ def test_workers_change_nothing_but_the_time(tmp_path):
     several = min(2, len(os.sched_getaffinity(0)))  # more than there are cores draws a warning
     streams = [loader(data, EpochSampler(len(data), 0), 3, start=2, num_workers=workers) for workers in (0, several)]
     for alone, helped in itertools.islice(zip(*streams, strict=True), 6):
-        assert alone["image"].shape == (3, 3, 32, 32) and alone["sample_id"].shape == (3,)
-        for name, value in alone.items():
-            assert torch.equal(value, helped[name])
+        expected, found = alone.images(), helped.images()
+        assert expected["image"].shape == (3, 3, 32, 32) and expected["sample_id"].shape == (3,)
+        for name, value in expected.items():
+            assert torch.equal(value, found[name])
 
 
 def test_a_pass_may_end():

@@ -8,7 +8,7 @@ fixed grid.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -20,6 +20,7 @@ from torch.utils.data import Dataset
 
 from spectralgpt import ops
 from spectralgpt.data.bands import SensorCard
+from spectralgpt.data.batch import Batch, Key, pack
 from spectralgpt.data.normalize import Normalization
 from spectralgpt.data.raster import Bools, Pixels
 from spectralgpt.data.scene_set import (
@@ -31,6 +32,7 @@ from spectralgpt.data.scene_set import (
     open_scenes,
     valid_share,
 )
+from spectralgpt.data.views import ViewConfig
 from spectralgpt.errors import UserError
 
 __all__ = ["DataConfig", "SceneWindows", "open_windows"]
@@ -81,10 +83,9 @@ class SceneWindows(Dataset[Sample]):
         self._origins = scenes.val_origins(window) if split == "val" else []
         self._sides = scenes.train_sides(window) if split == "train" else []
         self._ends = np.cumsum([num_windows(scenes.scenes[side.scene], side, window) for side in self._sides])
-        self._affine = [torch.from_numpy(np.stack(normal.arrays())) for normal in scenes.normalizations]
+        self._affine = [[values[:, 0, 0] for values in normal.arrays()] for normal in scenes.normalizations]
         groups = scenes.card.group_names(patch_size[0])
         self._channels = [[scenes.card.names.index(name) for name in group] for group in groups]
-        self._all_valid = self._token_validity(np.ones((len(scenes.card.bands), window, window), bool))
 
     @property
     def card(self) -> SensorCard:
@@ -137,21 +138,49 @@ class SceneWindows(Dataset[Sample]):
             return len(self._origins)
         return int(self._ends[-1])
 
-    def __getitem__(self, key: tuple[int, int]) -> Sample:
+    def __getitem__(self, key: Key) -> Sample:
         """The sample of (epoch, index)."""
-        epoch, index = key
-        origin, pixels, valid = self._read(epoch, index)
-        offset, scale = self._affine[origin.scene]
-        image = torch.from_numpy(pixels).to(torch.float32, copy=True).sub_(offset).mul_(scale)
-        tokens = self._all_valid
-        if valid is not None:
-            image[torch.from_numpy(~valid)] = 0
-            tokens = self._token_validity(valid)
-        if self.split == "train":
-            words = _draws(self._seed, len(self), epoch)[1][index].tolist()
-            flips = [axis for axis, word in zip((-2, -1), words, strict=True) if word & 1]
-            image, tokens = image.flip(flips), tokens.flip(flips)
-        return {"image": image, "valid": tokens.reshape(-1), "sample_id": torch.tensor(index)}
+        return {name: value[0] for name, value in self.__getitems__([key]).images().items()}
+
+    def __getitems__(self, keys: Sequence[Key]) -> Batch:
+        """The batch of these keys, still raw."""
+        read = [self._read(epoch, index) for epoch, index in keys]
+        affine = [self._affine[origin.scene] for origin, _, _ in read]
+        flips = [self._flips(epoch, index) for epoch, index in keys]
+        windows = [
+            # only floats hold exactly what normalises to 0
+            (pixels if valid is None else pixels.astype(np.float32), valid)
+            for _, pixels, valid in read
+        ]
+        pixels, layout = pack(windows, [offset for offset, _ in affine])
+        tokens = [
+            self._token_validity(valid).flip([axis for axis, flip in zip((-2, -1), flipped, strict=True) if flip])
+            for (_, _, valid), flipped in zip(read, flips, strict=True)
+        ]
+        return Batch(
+            pixels=pixels,
+            layout=layout,
+            boxes=torch.tensor([(0, 0, self._window, self._window)] * len(keys), dtype=torch.int32),
+            flips=torch.tensor(flips),
+            offset=torch.from_numpy(np.stack([offset for offset, _ in affine])),
+            scale=torch.from_numpy(np.stack([scale for _, scale in affine])),
+            valid=torch.stack(tokens).flatten(1),
+            sample_id=torch.tensor([index for _, index in keys]),
+            label=None,
+            mask=None,
+            names=tuple(self._scenes.scenes[origin.scene].name for origin, _, _ in read),
+            skipped=(),
+            num_bands=len(self.band_names),
+            num_dates=0,
+            view=ViewConfig(self._window).evaluation("whole"),
+        )
+
+    def _flips(self, epoch: int, index: int) -> tuple[bool, bool]:
+        """Whether a window is flipped vertically and horizontally."""
+        if self.split == "val":
+            return False, False
+        vertical, horizontal = (_draws(self._seed, len(self), epoch)[1][index] & 1).tolist()
+        return bool(vertical), bool(horizontal)
 
     def _read(self, epoch: int, index: int) -> tuple[Origin, Pixels, Bools | None]:
         if not 0 <= index < len(self):
@@ -169,7 +198,8 @@ class SceneWindows(Dataset[Sample]):
 
     def _read_at(self, origin: Origin) -> tuple[Origin, Pixels, Bools | None]:
         scene = self._scenes.scenes[origin.scene]
-        return (origin, *scene.read_raw(origin.row, origin.column, self._window, self._window))
+        pixels, valid = scene.read_raw(origin.row, origin.column, self._window, self._window)
+        return origin, pixels, None if valid is None or valid.all() else valid
 
     def _candidates(self, epoch: int, index: int) -> Iterator[Origin]:
         """Positions to try for a training window; random words scale to positions by their high bits."""
@@ -180,9 +210,11 @@ class SceneWindows(Dataset[Sample]):
         for down, right in zip(words[::2], words[1::2], strict=True):
             yield Origin(side.scene, down * rows >> 32, side.left + (right * columns >> 32))
 
-    def _token_validity(self, valid: Bools) -> Tensor:
+    def _token_validity(self, valid: Bools | None) -> Tensor:
         _, rows, columns = self._patch_size
         height, width = self._window // rows, self._window // columns
+        if valid is None:
+            return torch.ones(len(self._channels), height, width, dtype=torch.bool)
         cubes: Bools = np.all(valid.reshape(len(valid), height, rows, width, columns), axis=(2, 4))
         return torch.from_numpy(np.stack([cubes[channels].all(axis=0) for channels in self._channels]))
 

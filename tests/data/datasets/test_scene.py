@@ -58,6 +58,16 @@ def test_a_training_sample_is_a_function_of_seed_epoch_and_index(root):
     assert not torch.equal(data[0, 3]["image"], other[0, 3]["image"])
 
 
+def test_a_batch_travels_in_the_type_of_the_files(tmp_path):
+    pixels = noise(6, 64, 64)
+    pixels[:, 50, 60] = 0  # in the second window
+    write(tmp_path / "a.tif", pixels, SIX)
+    data = windows(tmp_path / "a.tif", "val", val_fraction=0.5)
+    assert data.__getitems__([(0, 0)]).pixels.dtype == torch.from_numpy(pixels).dtype
+    clean, both = data.__getitems__([(0, 0)]).images()["image"], data.__getitems__([(0, 0), (0, 1)]).images()["image"]
+    assert torch.equal(clean[0], both[0]) and torch.equal(both[1], data[0, 1]["image"])
+
+
 def test_taking_a_sample_leaves_the_image_alone(tmp_path):
     pixels = np.random.default_rng(0).uniform(1, 2, (6, 32, 32)).astype(np.float32)
     data = windows(write(tmp_path / "a.tif", pixels, SIX), val_fraction=0.0)
