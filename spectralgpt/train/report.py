@@ -130,17 +130,13 @@ def _curves(steps: Sequence[Row], validations: Sequence[Row]) -> list[Block]:
             together.setdefault(name if "loss" in name else name.partition("_")[0], {})[name] = curve
     panels += [Panel(f"validation: {name.removeprefix('validation_')}", curves) for name, curves in together.items()]
     panels = [panel for panel in panels if panel.curves]
+    if not panels:
+        return []
     stages: dict[str, float] = {}
     for row in steps:
         stages.setdefault(str(row.get("stage")), row["step"])
-    return (
-        [
-            Heading("Curves"),
-            Picture(png(curves_figure(panels, stages)), "By optimizer step; a dotted line begins a stage."),
-        ]
-        if panels
-        else []
-    )
+    picture = png(curves_figure(panels, stages))
+    return [Heading("Curves"), Picture(picture, "By optimizer step; a dotted line begins a stage.")]
 
 
 def _curve(rows: Sequence[Row], name: str) -> tuple[list[float], list[float]]:

@@ -52,7 +52,7 @@ def test_positions_are_never_guessed(tmp_path):
     """EuroSAT has all 13 bands and no descriptions, but not in the card's order."""
     path = write(tmp_path / "a.tif", noise(13, 8, 8))
     with pytest.raises(
-        UserError, match=r"13 band descriptions, found none; name the bands in band_order .*B8A B09 B10 B11 B12"
+        UserError, match=r"13 band descriptions, found none; name the bands in band_order, .* B8A B09 B10 B11 B12"
     ):
         Scene.open(path, SENTINEL2)
 
