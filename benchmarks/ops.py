@@ -13,8 +13,10 @@ same for a copy of as many bytes, the quicker of `torch.clone` and a copy into m
 all of it: dispatch, autograd, the results' allocation and, where the allocator has given memory back, the system's
 first touch of it; the copy's is hardly more than the copying. On a CPU with a large cache a batch of 16 and its copy
 may stay in it; `--batch 128` tells of memory. The mask's step changes from call to call, as in training: a machine
-learns the branches of a mask that it sees again and again. On CUDA, inputs rotate through buffers larger than the L2
-cache.
+learns the branches of a mask that it sees again and again.
+
+On CUDA the calls are queued behind a pause, so that a time is the device's own and no gap of the host's; inputs rotate
+through buffers larger than the L2 cache, and a copy moves as many bytes, in and out, as the op must.
 """
 
 from __future__ import annotations
@@ -42,6 +44,7 @@ PATCH = (3, 8, 8)
 BANDS, CHANNELS, DECODER, MASK_RATIO = 12, 768, 512, 0.9
 ROTATE_BYTES = 256 << 20
 REPEATS = 6
+PAUSE_CYCLES = 20_000_000  # about 10 ms of a GPU: longer than the host takes to queue REPEATS calls
 
 Call = Callable[[int], Any]
 
@@ -118,6 +121,7 @@ def contests(batch: int, size: int, device: torch.device, dtype: torch.dtype, co
     token = torch.rand(DECODER, device=device).requires_grad_()
     positions = torch.rand(length, DECODER, device=device).requires_grad_()
     gradient = torch.rand(batch, length, DECODER, device=device)
+    narrow = gradient.to(dtype)
     leaves = (visible, token, positions)
 
     return [
@@ -141,13 +145,13 @@ def contests(batch: int, size: int, device: torch.device, dtype: torch.dtype, co
         ),
         Contest(
             "gather_patchify3d",
-            batch * keep * 192 * (12 if device.type == "cpu" else 8),  # a CPU's line holds two rows, one of them hidden
+            batch * keep * 192 * 12,  # memory comes by 64 bytes, which hold two rows of 8 values, one of them hidden
             lambda n: ops.gather_patchify3d(pick(images, n), mask.ids_keep),
         ),
         Contest(
             "assemble_tokens fwd+bwd",
-            (gradient.numel() * 4 + visible.numel() * width) * 2,
-            backward(lambda _: ops.assemble_tokens(*leaves, mask.ids_restore), leaves, gradient),
+            (narrow.numel() + visible.numel()) * width * 2,
+            backward(lambda _: ops.assemble_tokens(*leaves, mask.ids_restore, out_dtype=dtype), leaves, narrow),
             backward(lambda _: rivals.assemble(*leaves, mask.ids_restore), leaves, gradient),
             backward(lambda _: assemble_chain(*leaves, mask.ids_restore), leaves, gradient),
         ),
@@ -163,7 +167,7 @@ def contests(batch: int, size: int, device: torch.device, dtype: torch.dtype, co
 
 
 def crops(batch: int, size: int, device: torch.device) -> Contest:
-    """Random resized crops of 16-bit images of 64 x 64; the rival prepares sample by sample on the CPU."""
+    """Random resized crops of 16-bit images of 64 x 64; the rival prepares sample by sample, and on the CPU alone."""
     generator = np.random.default_rng(0)
     stack = generator.integers(0, 10_000, (batch, BANDS, 64, 64)).astype(np.uint16)
     pixels = torch.from_numpy(stack.reshape(-1)).to(device)
@@ -182,18 +186,39 @@ def crops(batch: int, size: int, device: torch.device) -> Contest:
         f"crop_resize 64 -> {size}, uint16",
         batch * BANDS * (64 * 64 * 2 + size * size * 4),
         lambda _: ops.crop_resize(pixels, layout, boxes, flips, size, bands=BANDS, **affine),
-        eager,
+        eager if device.type == "cpu" else None,
         samples=batch,
     )
 
 
 def seconds(call: Call, number: int, device: torch.device) -> float:
-    """Wall-clock seconds of one call, the device's queue emptied."""
-    start = time.perf_counter()
-    call(number)
+    """Seconds of one call, the quickest of REPEATS on a CPU, their mean on the device."""
     if device.type == "cuda":
+        return device_seconds(call, number)
+    times = []
+    for i in range(REPEATS):
+        start = time.perf_counter()
+        call(number + i)
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def device_seconds(call: Call, number: int) -> float:
+    """Seconds of a call between two events of the device, all calls queued before the first one starts."""
+    pause = PAUSE_CYCLES
+    while True:
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         torch.cuda.synchronize()
-    return time.perf_counter() - start
+        torch.cuda._sleep(pause)
+        start.record()
+        for i in range(REPEATS):
+            call(number + i)
+        behind = start.query()  # the host was slower than the pause
+        end.record()
+        end.synchronize()
+        if not behind:
+            return start.elapsed_time(end) / 1e3 / REPEATS
+        pause *= 2
 
 
 def measure(contest: Contest, rounds: int, device: torch.device, with_compiled: bool) -> dict[str, Any]:
@@ -209,9 +234,10 @@ def measure(contest: Contest, rounds: int, device: torch.device, with_compiled: 
     times: dict[str, list[float]] = {name: [] for name in candidates}
     for number in range(rounds + 3):
         for name, call in candidates.items():
-            took = min(seconds(call, number + i, device) for i in range(REPEATS))
-            if number >= 3:  # the first rounds warm up and compile
-                times[name].append(took)
+            if number < 3:  # the first rounds warm up and compile
+                call(number)
+            else:
+                times[name].append(seconds(call, number, device))
     best = {name: min(values) for name, values in times.items()}
     if "copy" in best:
         best["copy"] = min(best["copy"], best.pop("clone"))

@@ -21,6 +21,8 @@
 #define SPECTRAL_KERNEL __global__
 #define SPECTRAL_DEVICE __device__ inline
 #define SPECTRAL_SHARED __shared__
+#define SPECTRAL_UNROLL _Pragma("unroll")  // before a loop over an array that is to be registers
+#define SPECTRAL_BOUNDS(threads, blocks) __launch_bounds__(threads, blocks)  // of a block, and of a multiprocessor
 
 namespace spectral {
 
@@ -40,11 +42,15 @@ template <class T>
 SPECTRAL_DEVICE T shuffle_up(T value, int lanes) {
     return __shfl_up_sync(0xFFFFFFFFu, value, lanes);
 }
+// One bit per lane.
+SPECTRAL_DEVICE uint32_t ballot(bool flag) { return __ballot_sync(0xFFFFFFFFu, flag); }
 template <class T>
 SPECTRAL_DEVICE void atomic_add(T* address,
                                 T value) {  // only where order cannot matter: integers, or doubles that hold them
     atomicAdd(address, value);
 }
+// What was there before; who comes first is open.
+SPECTRAL_DEVICE int fetch_add(int* address, int value) { return atomicAdd(address, value); }
 
 // Ends the kernel with a message; the next synchronisation of the host reports it, as torch's own device asserts do.
 SPECTRAL_DEVICE void device_check(bool condition, const char* message, int64_t value) {
@@ -117,7 +123,7 @@ SPECTRAL_DEVICE void store_pack(T* address, const Pack<T, N>& pack) {
     *reinterpret_cast<Pack<T, N>*>(address) = pack;
 }
 // Whether packs of 16 bytes may start at an address.
-inline bool is_aligned(const void* address) { return reinterpret_cast<uintptr_t>(address) % 16 == 0; }
+SPECTRAL_HOST_DEVICE bool is_aligned(const void* address) { return reinterpret_cast<uintptr_t>(address) % 16 == 0; }
 
 // Sum over a warp, on every lane, always in the same order.
 template <class T>
@@ -126,22 +132,25 @@ SPECTRAL_DEVICE T warp_sum(T value) {
     return value;
 }
 
-// Sum over the block, on every thread. `scratch` holds one value per warp.
-template <class T>
-SPECTRAL_DEVICE T block_sum(T value, T* scratch) {
+// Sum over the block, on every thread. `scratch` holds one value per warp, or more.
+template <class T, int kMost>
+SPECTRAL_DEVICE T block_sum(T value, T (&scratch)[kMost]) {
     value = warp_sum(value);
     if (lane_index() == 0) scratch[warp_index()] = value;
     block_sync();
     T total = 0;
-    for (int warp = 0; warp < block_size() / kWarp; ++warp) total += scratch[warp];
+    SPECTRAL_UNROLL
+    for (int warp = 0; warp < kMost; ++warp) total += warp < block_size() / kWarp ? scratch[warp] : T(0);
     block_sync();
     return total;
 }
 
-// Sum over the threads before this one; `total` gets the block's sum. `scratch` holds one value per warp.
-template <class T>
-SPECTRAL_DEVICE T block_exclusive_scan(T value, T* scratch, T& total) {
+// Sum over the threads before this one; `total` gets the block's sum. `scratch` holds one value per warp, or more, and
+// must not be written again before another barrier.
+template <class T, int kMost>
+SPECTRAL_DEVICE T block_exclusive_scan(T value, T (&scratch)[kMost], T& total) {
     T inclusive = value;
+    SPECTRAL_UNROLL
     for (int lanes = 1; lanes < kWarp; lanes *= 2) {
         const T before = shuffle_up(inclusive, lanes);
         if (lane_index() >= lanes) inclusive += before;
@@ -150,11 +159,12 @@ SPECTRAL_DEVICE T block_exclusive_scan(T value, T* scratch, T& total) {
     block_sync();
     T before = 0;
     total = 0;
-    for (int warp = 0; warp < block_size() / kWarp; ++warp) {
-        if (warp < warp_index()) before += scratch[warp];
-        total += scratch[warp];
+    SPECTRAL_UNROLL
+    for (int warp = 0; warp < kMost; ++warp) {
+        const T sum = warp < block_size() / kWarp ? scratch[warp] : T(0);
+        before += warp < warp_index() ? sum : T(0);
+        total += sum;
     }
-    block_sync();
     return before + inclusive - value;
 }
 

@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 // Masks on CUDA: one block per sample, one launch, nothing sorted and nothing stored but the result.
 //
-// The K smallest of L words are found by radix selection: four passes over the words' bytes, from the top, with a
-// 256-bin histogram in shared memory; each pass fixes one byte of the K-th smallest word. Words are drawn anew in each
-// pass (a Philox call of four words per thread costs less than keeping them, and L is unbounded). A last pass in token
-// order ranks the tokens by a block-wide scan.
+// A token's key is its word with its index below: distinct, and ordered as the definition says. The K-th smallest key
+// is found by radix selection: passes over the keys' bytes, from the top, with a 256-bin histogram in shared memory;
+// each pass fixes one byte. As soon as few keys begin with the bytes that are fixed, usually after the first pass,
+// these are compared with each other instead. A thread keeps its first four words; those beyond, of sequences of more
+// than 1024 tokens, are drawn anew in each pass, since L is unbounded. A last pass in token order ranks the tokens.
 #include "ops/masking.h"
+
+#include <algorithm>
 
 #include "core/device.cuh"
 #include "core/philox.h"
@@ -13,81 +16,175 @@
 namespace spectral {
 namespace {
 
-constexpr int kThreads = 256;  // as many as histogram bins
+constexpr int kThreads = 256;  // at most
 constexpr int kWarps = kThreads / kWarp;
+constexpr int kBins = 256, kBinsPerLane = kBins / kWarp;
 
-struct Selection {
-    uint32_t word;  // the K-th smallest word
-    int rest;       // how many tokens with exactly this word are kept (lowest index first); 1 but for ties
+// The words of one sample. The first of each thread's draws stays in registers.
+class Draws {
+  public:
+    SPECTRAL_DEVICE Draws(const RandomMaskParams& params, int64_t sample)
+        : seed_(static_cast<uint64_t>(*params.seed)),
+          sample_id_(static_cast<uint64_t>(params.sample_ids[sample])),
+          step_(static_cast<uint32_t>(*params.step)),
+          tokens_(static_cast<int>(params.num_tokens)),
+          held_(draw(thread_index())) {}
+
+    // Calls body(four words, how many of them there are, the first one's token) on every thread of the block alike.
+    template <class Body>
+    SPECTRAL_DEVICE void visit(Body body) const {
+        for (int start = 0; start < tokens_; start += 4 * block_size()) {
+            const int token = start + 4 * thread_index(), left = tokens_ - token;
+            const PhiloxWords words = start == 0 ? held_ : draw(token / 4);
+            body(words.word, left > 4 ? 4 : left > 0 ? left : 0, token);
+        }
+    }
+
+  private:
+    SPECTRAL_DEVICE PhiloxWords draw(int index) const {
+        if (4 * index >= tokens_) return {};
+        return sample_words(seed_, sample_id_, step_, kPurposeMask, static_cast<uint32_t>(index));
+    }
+
+    uint64_t seed_, sample_id_;
+    uint32_t step_;
+    int tokens_;
+    PhiloxWords held_;
 };
 
-SPECTRAL_DEVICE PhiloxWords draw(const RandomMaskParams& params, int64_t sample, int64_t index) {
-    return sample_words(static_cast<uint64_t>(*params.seed), static_cast<uint64_t>(params.sample_ids[sample]),
-                        static_cast<uint32_t>(*params.step), kPurposeMask, static_cast<uint32_t>(index));
+SPECTRAL_DEVICE uint64_t key(uint32_t word, int token) { return uint64_t{word} << 32 | static_cast<uint32_t>(token); }
+
+// Which keys are left: all at first, then those that begin with the bytes found so far.
+struct Search {
+    uint64_t prefix = 0;
+    int shift = 64;  // how many bits are open
+    int rest = 0;    // the place of the K-th smallest key among those that are left
+
+    SPECTRAL_DEVICE bool has(uint32_t word, int token) const {
+        if (shift == 64) return true;
+        if (shift == 56) return word >> 24 == static_cast<uint32_t>(prefix);  // few searches go beyond one byte
+        return key(word, token) >> shift == prefix;
+    }
+    SPECTRAL_DEVICE int next_byte(uint32_t word, int token) const {
+        return static_cast<int>(shift == 64 ? word >> 24 : key(word, token) >> (shift - 8) & 255u);
+    }
+};
+
+struct Workspace {
+    alignas(16) int histogram[kBins];
+    alignas(16) int scratch[2][kWarps];
+    int bin, rest,
+        candidates;  // where the K-th smallest key is, its place among the keys there, and how many these are
+    int listed;
+    uint64_t list[kWarp];
+    uint64_t chosen[kWarps];
+};
+
+// By one warp: the bin in which the rest-th smallest key lies.
+SPECTRAL_DEVICE void find_bin(Workspace& shared, int rest) {
+    int sum = 0;
+    const Pack<int, kBinsPerLane> counts = load_pack<kBinsPerLane>(&shared.histogram[lane_index() * kBinsPerLane]);
+    SPECTRAL_UNROLL
+    for (int i = 0; i < kBinsPerLane; ++i) sum += counts.value[i];
+    int below = sum;
+    SPECTRAL_UNROLL
+    for (int lanes = 1; lanes < kWarp; lanes *= 2) {
+        const int before = shuffle_up(below, lanes);
+        if (lane_index() >= lanes) below += before;
+    }
+    below -= sum;
+    if (below >= rest || rest > below + sum) return;  // all lanes but one
+    SPECTRAL_UNROLL
+    for (int i = 0; i < kBinsPerLane; ++i) {
+        if (below < rest && rest <= below + counts.value[i]) {
+            shared.bin = lane_index() * kBinsPerLane + i;
+            shared.rest = rest - below;
+            shared.candidates = counts.value[i];
+        }
+        below += counts.value[i];
+    }
 }
 
-SPECTRAL_DEVICE Selection select(const RandomMaskParams& params, int64_t sample, int* histogram, int* scratch,
-                                 int* found) {
-    const int64_t tokens = params.num_tokens, draws = (tokens + 3) / 4;
-    uint32_t prefix = 0;
-    int rest = static_cast<int>(params.num_keep);
-    for (int shift = 24; shift >= 0; shift -= 8) {
-        histogram[thread_index()] = 0;
+// The K-th smallest key, K at least 1.
+SPECTRAL_DEVICE uint64_t select(const Draws& draws, int num_keep, Workspace& shared) {
+    Search search;
+    search.rest = num_keep;
+    do {
+        for (int bin = thread_index(); bin < kBins; bin += block_size()) shared.histogram[bin] = 0;
+        shared.listed = 0;
         block_sync();
-        for (int64_t index = thread_index(); index < draws; index += kThreads) {
-            const PhiloxWords words = draw(params, sample, index);
-            for (int i = 0; i < 4 && 4 * index + i < tokens; ++i) {
-                const bool candidate = shift == 24 || words.word[i] >> (shift + 8) == prefix;
-                if (candidate) atomic_add(&histogram[words.word[i] >> shift & 255u], 1);
+        draws.visit([&](const uint32_t* words, int count, int token) {
+            SPECTRAL_UNROLL
+            for (int i = 0; i < 4; ++i) {
+                if (i < count && search.has(words[i], token + i))
+                    atomic_add(&shared.histogram[search.next_byte(words[i], token + i)], 1);
             }
+        });
+        block_sync();
+        if (warp_index() == 0) find_bin(shared, search.rest);
+        block_sync();
+        search.prefix = search.prefix << 8 | static_cast<uint64_t>(shared.bin);
+        search.shift -= 8;
+        search.rest = shared.rest;
+    } while (shared.candidates > kWarp);
+    const int candidates = shared.candidates;
+    draws.visit([&](const uint32_t* words, int count, int token) {
+        SPECTRAL_UNROLL
+        for (int i = 0; i < 4; ++i) {
+            if (i < count && search.has(words[i], token + i))
+                shared.list[fetch_add(&shared.listed, 1)] = key(words[i], token + i);
         }
-        block_sync();
-        const int count = histogram[thread_index()];
-        int total = 0;
-        const int below = block_exclusive_scan(count, scratch, total);
-        if (below < rest && rest <= below + count) {  // true for exactly one bin
-            found[0] = thread_index();
-            found[1] = rest - below;
-        }
-        block_sync();
-        prefix = prefix << 8 | static_cast<uint32_t>(found[0]);
-        rest = found[1];
-        block_sync();
+    });
+    block_sync();
+    if (lane_index() < candidates) {  // each warp for itself, whatever the order of the list
+        const uint64_t own = shared.list[lane_index()];
+        int rank = 0;
+        for (int i = 0; i < candidates; ++i) rank += shared.list[i] <= own;
+        if (rank == search.rest) shared.chosen[warp_index()] = own;
     }
-    return {prefix, rest};
+    warp_sync();
+    return shared.chosen[warp_index()];
 }
 
-SPECTRAL_KERNEL void random_kernel(RandomMaskParams params) {
-    SPECTRAL_SHARED int histogram[kThreads];
-    SPECTRAL_SHARED int scratch[kWarps];
-    SPECTRAL_SHARED int found[2];
-    const int64_t sample = block_index(), tokens = params.num_tokens, keep = params.num_keep;
-    const Selection chosen = keep > 0 ? select(params, sample, histogram, scratch, found) : Selection{0, 0};
-
-    int64_t smaller = 0, equal = 0;  // tokens before this chunk with a smaller or an equal word
-    for (int64_t first = 0; first < tokens; first += 4 * kThreads) {
-        const int64_t token = first + 4 * thread_index();
-        const PhiloxWords words = token < tokens ? draw(params, sample, token / 4) : PhiloxWords{};
-        const int count = static_cast<int>(token + 4 <= tokens ? 4 : token < tokens ? tokens - token : 0);
-        int mine = 0;  // smaller in the low half, equal in the high half: a chunk has 1024 tokens
-        for (int i = 0; i < count; ++i)
-            mine += words.word[i] < chosen.word ? 1 : words.word[i] == chosen.word ? 1 << 16 : 0;
-        int total = 0;
-        const int before = block_exclusive_scan(mine, scratch, total);
-        int64_t smaller_here = smaller + (before & 0xFFFF), equal_here = equal + (before >> 16);
-        for (int i = 0; i < count; ++i) {
-            const bool is_smaller = words.word[i] < chosen.word, is_equal = words.word[i] == chosen.word;
-            const bool kept = keep > 0 && (is_smaller || (is_equal && equal_here < chosen.rest));
-            const int64_t rank = keep > 0 ? smaller_here + (equal_here < chosen.rest ? equal_here : chosen.rest) : 0;
-            if (kept) params.ids_keep[sample * keep + rank] = token + i;
-            params.ids_restore[sample * tokens + token + i] = kept ? rank : keep + token + i - rank;
-            params.mask[sample * tokens + token + i] = !kept;
-            smaller_here += is_smaller;
-            equal_here += is_equal;
+// kWide: four places, and four flags, may be written at once.
+template <bool kWide>
+SPECTRAL_KERNEL SPECTRAL_BOUNDS(kThreads, 4) void random_kernel(RandomMaskParams params) {
+    SPECTRAL_SHARED Workspace shared;
+    const int keep = static_cast<int>(params.num_keep);
+    const Draws draws(params, block_index());
+    const uint64_t chosen = keep > 0 ? select(draws, keep, shared) : 0;
+    int64_t* ids_keep = params.ids_keep + block_index() * keep;
+    int64_t* ids_restore = params.ids_restore + block_index() * params.num_tokens;
+    bool* mask = params.mask + block_index() * params.num_tokens;
+    int kept = 0, round = 0;  // tokens before this round
+    draws.visit([&](const uint32_t* words, int count, int token) {
+        int mine = 0, total = 0;
+        bool keeps[4];
+        SPECTRAL_UNROLL
+        for (int i = 0; i < 4; ++i) mine += keeps[i] = i < count && keep > 0 && key(words[i], token + i) <= chosen;
+        int rank = kept + block_exclusive_scan(mine, shared.scratch[round++ % 2], total);
+        kept += total;
+        Pack<int64_t, 4> places;
+        Pack<bool, 4> removed;
+        SPECTRAL_UNROLL
+        for (int i = 0; i < 4; ++i) {
+            if (keeps[i]) ids_keep[rank] = token + i;
+            places.value[i] = keeps[i] ? rank : keep + token + i - rank;
+            removed.value[i] = !keeps[i];
+            rank += keeps[i];
         }
-        smaller += total & 0xFFFF;
-        equal += total >> 16;
-    }
+        if (kWide && count > 0) {
+            store_pack(ids_restore + token, places);
+            store_pack(mask + token, removed);
+            return;
+        }
+        SPECTRAL_UNROLL
+        for (int i = 0; i < 4; ++i) {
+            if (i >= count) continue;
+            ids_restore[token + i] = places.value[i];
+            mask[token + i] = removed.value[i];
+        }
+    });
 }
 
 // Rank of each token by counting: L^2 comparisons per sample, all independent, tiles of noise in shared memory. NaN is
@@ -123,7 +220,10 @@ SPECTRAL_KERNEL void noise_kernel(NoiseMaskParams params) {
 void random_cube_mask_cuda(const RandomMaskParams& params, int device, void* stream) {
     constexpr const char* op = "random_cube_mask";
     const DeviceGuard guard(op, device);
-    launch(op, random_kernel, params.batch, kThreads, static_cast<Stream>(stream), params);
+    const bool wide = params.num_tokens % 4 == 0 && is_aligned(params.ids_restore) && is_aligned(params.mask);
+    const int64_t warps = std::clamp<int64_t>((params.num_tokens + 4 * kWarp - 1) / (4 * kWarp), 1, kWarps);
+    launch(op, wide ? random_kernel<true> : random_kernel<false>, params.batch, static_cast<int>(warps) * kWarp,
+           static_cast<Stream>(stream), params);
 }
 
 void cube_mask_from_noise_cuda(const NoiseMaskParams& params, int device, void* stream) {

@@ -8,13 +8,17 @@
 // units, so one kernel serves every dtype. Row indices are 64-bit; inside a row 32 bits suffice.
 #include "ops/patchify.h"
 
+#include <algorithm>
+
 #include "core/check.h"
 #include "core/device.cuh"
+#include "core/divisor.h"
 
 namespace spectral {
 namespace {
 
 constexpr int kThreads = 256;
+constexpr int kGatherThreads = 192;
 
 struct CopyArguments {
     void* tokens;
@@ -52,66 +56,77 @@ void with_units(const char* op, const Cube& cube, int64_t element_size, const vo
     dispatch_element_size(op, unit, [&](auto type) { body(type, units); });
 }
 
-// Where in a row of tokens: value index on the token side <-> pixel offset from the row's first pixel.
-struct RowIndex {
-    int q, p, t, columns;
+// The sizes that index arithmetic needs, patches in units.
+struct Grid {
+    Divisor rows, groups, columns, patch_rows, patch_columns, values, line;  // line: one image row of a row of tokens
 
-    SPECTRAL_DEVICE explicit RowIndex(const Cube& cube)
-        : q(static_cast<int>(cube.patch_columns)),
-          p(static_cast<int>(cube.patch_rows)),
-          t(static_cast<int>(cube.patch_bands)),
-          columns(static_cast<int>(cube.grid_columns())) {}
+    explicit Grid(const Cube& cube)
+        : rows(cube.grid_rows()),
+          groups(cube.groups()),
+          columns(cube.grid_columns()),
+          patch_rows(cube.patch_rows),
+          patch_columns(cube.patch_columns),
+          values(cube.token_values()),
+          line(cube.width) {}
 
-    SPECTRAL_DEVICE int64_t pixel(const Cube& cube, int x, int c, int r, int k) const {
-        return c * cube.band_stride + r * cube.row_stride + (static_cast<int64_t>(x) * q + k) * cube.column_stride;
+    // From a row of tokens, numbered over the batch, to its first pixel.
+    SPECTRAL_DEVICE int64_t corner(const Cube& cube, int row) const {
+        int y = 0, group = 0;
+        const int sample = groups.divide(rows.divide(row, y), group);
+        return cube.token_offset(sample, group, y, 0);
     }
+    SPECTRAL_DEVICE int row_values() const { return columns.value() * values.value(); }
 };
 
+SPECTRAL_DEVICE int64_t pixel(const Cube& cube, int band, int row, int column) {
+    return band * cube.band_stride + row * cube.row_stride + column * cube.column_stride;
+}
+
 template <class T>
-SPECTRAL_KERNEL void tokens_kernel(CopyArguments args) {
-    const Cube& cube = args.cube;
-    const RowIndex index(cube);
-    const int64_t row = block_index(), rows = cube.groups() * cube.grid_rows();
-    const int values = index.t * index.p * index.q;
-    T* tokens = static_cast<T*>(args.tokens) + row * index.columns * values;
-    const T* image = static_cast<const T*>(args.image) +
-                     cube.token_offset(row / rows, row % rows / cube.grid_rows(), row % cube.grid_rows(), 0);
-    for (int i = thread_index(); i < index.columns * values; i += block_size()) {
-        const int value = i % values, run = value / index.q;
-        tokens[i] = image[index.pixel(cube, i / values, run / index.p, run % index.p, value % index.q)];
+SPECTRAL_KERNEL void tokens_kernel(CopyArguments args, Grid grid) {
+    T* tokens = static_cast<T*>(args.tokens) + block_index() * grid.row_values();
+    const T* image = static_cast<const T*>(args.image) + grid.corner(args.cube, static_cast<int>(block_index()));
+    for (int i = thread_index(); i < grid.row_values(); i += block_size()) {
+        int value = 0, column = 0, row = 0;
+        const int x = grid.values.divide(i, value), run = grid.patch_columns.divide(value, column),
+                  band = grid.patch_rows.divide(run, row);
+        tokens[i] = image[pixel(args.cube, band, row, x * grid.patch_columns.value() + column)];
     }
 }
 
 template <class T>
-SPECTRAL_KERNEL void image_kernel(CopyArguments args) {
-    const Cube& cube = args.cube;
-    const RowIndex index(cube);
-    const int64_t row = block_index(), rows = cube.groups() * cube.grid_rows();
-    const int values = index.t * index.p * index.q, line = index.columns * index.q;
-    const T* tokens = static_cast<const T*>(args.tokens) + row * index.columns * values;
-    T* image = static_cast<T*>(args.image) +
-               cube.token_offset(row / rows, row % rows / cube.grid_rows(), row % cube.grid_rows(), 0);
-    for (int i = thread_index(); i < index.columns * values; i += block_size()) {
-        const int column = i % line, c = i / line / index.p, r = i / line % index.p, x = column / index.q,
-                  k = column % index.q;
-        image[index.pixel(cube, x, c, r, k)] = tokens[x * values + (c * index.p + r) * index.q + k];
+SPECTRAL_KERNEL void image_kernel(CopyArguments args, Grid grid) {
+    const T* tokens = static_cast<const T*>(args.tokens) + block_index() * grid.row_values();
+    T* image = static_cast<T*>(args.image) + grid.corner(args.cube, static_cast<int>(block_index()));
+    for (int i = thread_index(); i < grid.row_values(); i += block_size()) {
+        int column = 0, row = 0, k = 0;
+        const int run = grid.line.divide(i, column), band = grid.patch_rows.divide(run, row),
+                  x = grid.patch_columns.divide(column, k);
+        image[pixel(args.cube, band, row, column)] =
+            tokens[x * grid.values.value() + run * grid.patch_columns.value() + k];
     }
 }
 
+// A block copies a few kept tokens, which lie one behind the other in the output, unit by unit: a pixel's address takes
+// two reads, so many small blocks hide more of the wait than threads with several units each.
 template <class T>
-SPECTRAL_KERNEL void gather_kernel(CopyArguments args, const int64_t* ids_keep, int64_t num_keep) {
+SPECTRAL_KERNEL void gather_kernel(CopyArguments args, Grid grid, Divisor keep, int slots_per_block,
+                                   const int64_t* ids) {
     const Cube& cube = args.cube;
-    const RowIndex index(cube);
-    const int values = index.t * index.p * index.q;
-    const int64_t slot = block_index() * (block_size() / kWarp) + warp_index();  // one warp per kept token
-    if (slot >= cube.batch * num_keep) return;
-    const int64_t token = ids_keep[slot];
-    device_check(token >= 0 && token < cube.tokens(), "gather_patchify3d: expected token ids inside the grid", token);
-    T* out = static_cast<T*>(args.tokens) + slot * values;
-    const T* image = static_cast<const T*>(args.image) + cube.token_offset(slot / num_keep, token);
-    for (int value = lane_index(); value < values; value += kWarp) {
-        const int run = value / index.q;
-        out[value] = image[index.pixel(cube, 0, run / index.p, run % index.p, value % index.q)];
+    const int first = static_cast<int>(block_index()) * slots_per_block;
+    const int64_t left = cube.batch * keep.value() - first;
+    const int count = static_cast<int>(left < slots_per_block ? left : slots_per_block) * grid.values.value();
+    const int64_t tokens = int64_t{grid.rows.value()} * grid.groups.value() * grid.columns.value();
+    T* out = static_cast<T*>(args.tokens) + int64_t{first} * grid.values.value();
+    for (int i = thread_index(); i < count; i += kGatherThreads) {
+        int value = 0, place = 0, x = 0, y = 0, column = 0, row = 0;
+        const int slot = first + grid.values.divide(i, value), sample = keep.divide(slot, place);
+        const int64_t token = ids[slot];
+        device_check(token >= 0 && token < tokens, "gather_patchify3d: expected token ids inside the grid", token);
+        const int line = grid.columns.divide(static_cast<int>(token), x), group = grid.rows.divide(line, y);
+        const int run = grid.patch_columns.divide(value, column), band = grid.patch_rows.divide(run, row);
+        out[i] =
+            static_cast<const T*>(args.image)[cube.token_offset(sample, group, y, x) + pixel(cube, band, row, column)];
     }
 }
 
@@ -154,7 +169,7 @@ void patchify3d_cuda(const PatchifyParams& params, int device, void* stream) {
     with_units(op, params.cube, params.element_size, params.output, params.input, [&](auto type, const Cube& cube) {
         const CopyArguments args{params.output, const_cast<void*>(params.input), cube};
         launch(op, tokens_kernel<typename decltype(type)::type>, cube.batch * cube.groups() * cube.grid_rows(),
-               kThreads, static_cast<Stream>(stream), args);
+               kThreads, static_cast<Stream>(stream), args, Grid(cube));
     });
 }
 
@@ -164,7 +179,7 @@ void unpatchify3d_cuda(const PatchifyParams& params, int device, void* stream) {
     with_units(op, params.cube, params.element_size, params.input, params.output, [&](auto type, const Cube& cube) {
         const CopyArguments args{const_cast<void*>(params.input), params.output, cube};
         launch(op, image_kernel<typename decltype(type)::type>, cube.batch * cube.groups() * cube.grid_rows(), kThreads,
-               static_cast<Stream>(stream), args);
+               static_cast<Stream>(stream), args, Grid(cube));
     });
 }
 
@@ -173,9 +188,13 @@ void gather_patchify3d_cuda(const GatherParams& params, int device, void* stream
     const DeviceGuard guard(op, device);
     with_units(op, params.cube, params.element_size, params.output, params.input, [&](auto type, const Cube& cube) {
         const CopyArguments args{params.output, const_cast<void*>(params.input), cube};
-        const int64_t warps = kThreads / kWarp, slots = cube.batch * params.num_keep;
-        launch(op, gather_kernel<typename decltype(type)::type>, (slots + warps - 1) / warps, kThreads,
-               static_cast<Stream>(stream), args, params.ids_keep, params.num_keep);
+        const int64_t slots = cube.batch * params.num_keep;
+        check(slots < kMaxGrid && cube.tokens() < kMaxGrid, op, ": expected fewer than 2^31 tokens, got ",
+              std::max(slots, cube.tokens()));
+        const int64_t per_block = std::max<int64_t>(kGatherThreads / cube.token_values(), 1);
+        launch(op, gather_kernel<typename decltype(type)::type>, (slots + per_block - 1) / per_block, kGatherThreads,
+               static_cast<Stream>(stream), args, Grid(cube), Divisor(params.num_keep), static_cast<int>(per_block),
+               params.ids_keep);
     });
 }
 

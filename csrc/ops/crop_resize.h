@@ -42,20 +42,20 @@ SPECTRAL_HOST_DEVICE bool box_is_inside(const CropResizeParams& params, int64_t 
 template <class A>
 struct Taps {
     A centre, step, coefficient;
-    int64_t first, count;  // of the values inside the box
-    A total;               // what the weights add up to, before they are normalised
+    int first, count;  // of the values inside the box
+    A total;           // what the weights add up to, before they are normalised
 
     // Plain: 4 values around the centre, those beyond the border taken from it, cubic coefficient -0.75. Antialiased:
     // coefficient -0.5, and when shrinking as many values as the kernel, widened by the scale, covers; those beyond the
     // border left out.
-    SPECTRAL_HOST_DEVICE Taps(int64_t index, int64_t in, int64_t out, bool antialias) {
+    SPECTRAL_HOST_DEVICE Taps(int index, int in, int out, bool antialias) {
         const A scale = static_cast<A>(in) / static_cast<A>(out);
         coefficient = antialias ? A(-0.5) : A(-0.75);
         total = 1;
         if (!antialias) {
             centre = scale * (static_cast<A>(index) + A(0.5)) - A(0.5);
             step = 1;
-            first = static_cast<int64_t>(centre < 0 ? centre - 1 : centre) - 1;  // floor, but for negative integers
+            first = static_cast<int>(centre < 0 ? centre - 1 : centre) - 1;  // floor, but for negative integers
             if (static_cast<A>(first + 2) <= centre) ++first;
             count = 4;
             return;
@@ -63,27 +63,26 @@ struct Taps {
         centre = scale * (static_cast<A>(index) + A(0.5)) - A(0.5);
         step = scale > 1 ? 1 / scale : A(1);
         const A reach = scale > 1 ? 2 * scale : A(2), middle = centre + A(0.5);
-        const auto low = static_cast<int64_t>(middle - reach + A(0.5)),
-                   high = static_cast<int64_t>(middle + reach + A(0.5));
+        const auto low = static_cast<int>(middle - reach + A(0.5)), high = static_cast<int>(middle + reach + A(0.5));
         first = middle - reach + A(0.5) < 0 ? 0 : low;
         count = (high < in ? high : in) - first;
         total = 0;
-        for (int64_t k = 0; k < count; ++k) total += raw(k);
+        for (int k = 0; k < count; ++k) total += raw(k);
     }
 
     // The cubic kernel at tap k.
-    SPECTRAL_HOST_DEVICE A raw(int64_t k) const {
+    SPECTRAL_HOST_DEVICE A raw(int k) const {
         A x = (static_cast<A>(first + k) - centre) * step;
         x = x < 0 ? -x : x;
         if (x < 1) return ((coefficient + 2) * x - (coefficient + 3)) * x * x + 1;
         if (x < 2) return (((x - 5) * x + 8) * x - 4) * coefficient;
         return 0;
     }
-    SPECTRAL_HOST_DEVICE A weight(int64_t k) const { return raw(k) / total; }
+    SPECTRAL_HOST_DEVICE A weight(int k) const { return raw(k) / total; }
 
     // Tap k's value on an axis of `in`.
-    SPECTRAL_HOST_DEVICE int64_t place(int64_t k, int64_t in) const {
-        const int64_t at = first + k;
+    SPECTRAL_HOST_DEVICE int place(int k, int in) const {
+        const int at = first + k;
         return at < 0 ? 0 : at < in ? at : in - 1;
     }
 };

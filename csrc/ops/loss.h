@@ -19,7 +19,7 @@ struct LossParams {
     void* spectral;
     void* scale;
     void* gradient;            // (B, L, P) contiguous, the prediction's dtype; null: not wanted
-    double* scratch;           // reconstruction_loss_scratch() doubles, zeroed
+    double* scratch;           // reconstruction_loss_scratch() doubles, of any content
     const void* prediction;    // (B, L, P) contiguous
     const void* image;         // at the cube's strides
     const bool* mask;          // (B, L) true = removed
@@ -49,8 +49,8 @@ struct LossScaleParams {
 
 constexpr double kVarianceEpsilon = 1e-6;
 
-// Scratch layout: [0] scored tokens, [1] complete positions, then per unit (a run of positions of one sample) its two
-// partial sums, then, with normalised targets, mean and 1/deviation of each target token.
+// Scratch layout: [0] scored tokens, [1] complete positions, then per unit (a run of positions of one sample; on CUDA a
+// block) its two partial sums, then, with normalised targets, mean and 1/deviation of each target token.
 constexpr int64_t kUnitPositions = 8;  // positions per unit
 
 SPECTRAL_HOST_DEVICE int64_t loss_units_per_sample(const Cube& cube) {

@@ -174,7 +174,7 @@ def reconstruction_loss(
     valid = None if valid is None else valid.contiguous()
     token_weight, spectral_weight = token_weight.to(total.dtype), spectral_weight.to(total.dtype)
     image = _loss_image(image, prediction)
-    scratch = torch.zeros(_loss_scratch(image, patch_size, normalize_targets), dtype=torch.float64, device=image.device)
+    scratch = torch.empty(_loss_scratch(image, patch_size, normalize_targets), dtype=torch.float64, device=image.device)
     _launch(
         "reconstruction_loss",
         prediction,

@@ -126,7 +126,7 @@ def loss(kernels: ModuleType, where: tuple[str, tuple[int, ...]], rng: np.random
     mask, valid = (rng.random((shape.batch, shape.tokens)) < share for share in (0.8, 0.9))
     mask[0, 0] = valid[0, 0] = True
     weights, scalars, gradient = np.array([0.7, 1.3]), np.full(4, 77.0), np.full_like(prediction, 77)
-    scratch = np.zeros(kernels.reconstruction_loss_scratch(normalize, *shape.cube(image)))
+    scratch = np.full(kernels.reconstruction_loss_scratch(normalize, *shape.cube(image)), 77.0)
     getattr(kernels, f"reconstruction_loss_{device}")(
         *(address(scalars[i:]) for i in range(4)),
         *(address(array) for array in (gradient, scratch, prediction, image, mask, valid, weights, weights[1:])),

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.native.build import SANITIZE, Plant, build
+from tests.native.build import CSRC, SANITIZE, Plant, build
 
 EXERCISE = Path(__file__).with_name("exercise.py")
 
@@ -43,8 +43,8 @@ def test_kernels_on_numpy_arrays(cache: Path) -> None:
 def test_emulation_catches_a_missing_barrier(cache: Path) -> None:
     barrier = Plant(
         "masking.cu",
-        "        block_sync();\n        const int count = histogram",
-        "        const int count = histogram",
+        "        block_sync();\n        if (warp_index() == 0) find_bin",
+        "        if (warp_index() == 0) find_bin",
     )
     result = exercise(build(cache, plant=barrier), 60)
     # Wrong tokens, or so wrong that their places lie outside of the arrays and malloc finds its heap spoilt.
@@ -61,6 +61,28 @@ def test_emulation_catches_a_barrier_that_not_all_threads_reach(cache: Path) -> 
     assert result.returncode != 0 and ("AssertionError" in result.stderr or "not reached by all" in result.stderr)
 
 
+@pytest.mark.parametrize(
+    "plant",
+    [
+        Plant("masking.cu", "while (shared.candidates > kWarp)", "while (shared.candidates > 1)"),
+        Plant("masking.cu", "if (4 * index >= tokens_) return {};", "if (index >= 0) return {};"),
+    ],
+    ids=["alone-in-its-bin", "equal-words"],
+)
+def test_masks_whose_search_goes_on_to_further_bytes(cache: Path, plant: Plant) -> None:
+    """One sequence in 2^32 and more would need it: words that begin alike, or are all the same."""
+    result = exercise(build(cache, plant=plant), 60)
+    assert "60 rounds passed" in result.stdout, result.stderr
+
+
+def test_division_by_multiplication(tmp_path: Path) -> None:
+    """`Divisor` against the machine's own division, at the borders of quotients and of the range."""
+    source = Path(__file__).with_name("divisor.cpp")
+    subprocess.run(["g++", "-std=c++17", "-O2", f"-I{CSRC}", str(source), "-o", str(tmp_path / "divisor")], check=True)
+    result = subprocess.run([str(tmp_path / "divisor")], capture_output=True, text=True)
+    assert (result.returncode, result.stdout) == (0, "200000 divisors agree\n")
+
+
 @pytest.mark.acceptance
 def test_sanitizers_find_nothing(cache: Path) -> None:
     result = exercise(build(cache, "_sanitized", SANITIZE), 200, sanitized=True)
@@ -75,7 +97,7 @@ def test_sanitizers_find_nothing(cache: Path) -> None:
             Plant("masking.cpp", "copy_n(order, params.num_keep,", "copy_n(order, params.num_keep + 1,"),
             "heap-buffer-overflow",
         ),
-        (Plant("loss.cu", "if (place < positions) {  //", "if (place <= positions) {  //"), "heap-buffer-overflow"),
+        (Plant("loss.cu", "number < count; number += stride", "number <= count; number += stride"), "heap-buffer-overflow"),
         (
             Plant("masking.cpp", "++histogram[words[token] >> 24];", "histogram[0] += 1 << (words[token] >> 24);"),
             "shift exponent",

@@ -24,6 +24,8 @@
 #define SPECTRAL_KERNEL inline
 #define SPECTRAL_DEVICE inline
 #define SPECTRAL_SHARED static
+#define SPECTRAL_UNROLL
+#define SPECTRAL_BOUNDS(threads, blocks)
 
 namespace spectral {
 
@@ -167,9 +169,19 @@ template <class T>
 SPECTRAL_DEVICE T shuffle_up(T value, int lanes) {
     return emulation::exchange(value, [lanes](int lane) { return lane - lanes; });
 }
+SPECTRAL_DEVICE uint32_t ballot(bool flag) {
+    uint32_t bits = flag ? 1u << (emulation::Machine::get().thread % emulation::kWarpSize) : 0u;
+    for (int lanes = 1; lanes < emulation::kWarpSize; lanes *= 2) bits |= shuffle_xor(bits, lanes);
+    return bits;
+}
 template <class T>
 SPECTRAL_DEVICE void atomic_add(T* address, T value) {
     *address += value;  // fibers never run at once
+}
+SPECTRAL_DEVICE int fetch_add(int* address, int value) {
+    const int before = *address;
+    *address += value;
+    return before;
 }
 SPECTRAL_DEVICE void device_check(bool condition, const char* message, int64_t value) {
     if (!condition) fail<std::runtime_error>(message, ", got ", value);
