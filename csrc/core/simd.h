@@ -14,6 +14,7 @@
 #if defined(__x86_64__) && defined(__GLIBC__) && !defined(__SANITIZE_ADDRESS__)
 #if (defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12) || (defined(__clang__) && __clang_major__ >= 17)
 #define SPECTRAL_SIMD __attribute__((target_clones("arch=x86-64-v3", "default"), flatten))
+#define SPECTRAL_PICKS_AVX2  // a function may have a second definition, marked target("avx2")
 #endif
 #endif
 #if !defined(SPECTRAL_SIMD)

@@ -97,7 +97,10 @@ def test_sanitizers_find_nothing(cache: Path) -> None:
             Plant("masking.cpp", "copy_n(order, params.num_keep,", "copy_n(order, params.num_keep + 1,"),
             "heap-buffer-overflow",
         ),
-        (Plant("loss.cu", "number < count; number += stride", "number <= count; number += stride"), "heap-buffer-overflow"),
+        (
+            Plant("loss.cu", "number < count; number += stride", "number <= count; number += stride"),
+            "heap-buffer-overflow",
+        ),
         (
             Plant("masking.cpp", "++histogram[words[token] >> 24];", "histogram[0] += 1 << (words[token] >> 24);"),
             "shift exponent",
