@@ -15,18 +15,18 @@ lint:
 	ruff check .
 	ruff format --check .
 	mypy
-	clang-format --dry-run --Werror $$(git ls-files 'csrc/*.h' 'csrc/*.cuh' 'csrc/*.cpp' 'csrc/*.cu' 'tests/*.h' 'tests/*.cpp')
+	clang-format --dry-run --Werror $$(git ls-files 'csrc/*.h' 'csrc/*.cuh' 'csrc/*.cpp' 'csrc/*.cu' 'benchmarks/*.cu' 'tests/*.h' 'tests/*.cpp')
 	codespell csrc spectralgpt tests tools benchmarks configs docs examples *.md
 
 format:
 	ruff check --fix .
 	ruff format .
-	clang-format -i $$(git ls-files 'csrc/*.h' 'csrc/*.cuh' 'csrc/*.cpp' 'csrc/*.cu' 'tests/*.h' 'tests/*.cpp')
+	clang-format -i $$(git ls-files 'csrc/*.h' 'csrc/*.cuh' 'csrc/*.cpp' 'csrc/*.cu' 'benchmarks/*.cu' 'tests/*.h' 'tests/*.cpp')
 
 bench:  ## one training step against the plain PyTorch step of the same maths
 	python benchmarks/step.py
 
 PART ?= all
 OUT ?= runs/gpu
-gpu:  ## what needs a GPU; PART=build|tests|attention|sanitizer|bench|all, reports in OUT
+gpu:  ## what needs a GPU; PART=build|tests|attention|sanitizer|bench|kernels|all, reports in OUT
 	python benchmarks/gpu.py --part $(PART) --out $(OUT)

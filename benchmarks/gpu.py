@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Everything that needs a GPU, in parts of minutes: build, tests, attention backends, sanitizer, benchmarks.
 
-    make gpu PART=tests OUT=runs/gpu        # build | tests | attention | sanitizer | bench | all
+    make gpu PART=tests OUT=runs/gpu        # build | tests | attention | sanitizer | bench | kernels | all
 
 Each part is a process of its own with a limit of 8 minutes, writes OUT/<part>.json and OUT/<part>.log, and renews
 OUT/summary.md from all parts in the folder, so parts may run on different days or leases. Exit codes: 0 all passed,
@@ -122,12 +122,31 @@ def bench(out: Path) -> Report:
     return {"passed": not notes, "rows": rows, "note": "; ".join(notes)}
 
 
+def kernels(out: Path) -> Report:
+    """The kernels alone, built for this GPU: a check of their speed that needs a minute."""
+    log, program = out / "kernels.log", str(out / "kernels")
+    options = ["-O3", "-std=c++17", "--expt-relaxed-constexpr", "-arch=native", "-Icsrc"]
+    units = [str(path) for path in (*sorted((ROOT / "csrc" / "cuda").glob("*.cu")), ROOT / "benchmarks" / "kernels.cu")]
+    code, output = execute(["nvcc", *options, *units, "-o", program, "--threads", "0"], log)
+    if code == 0:
+        code, output = execute([program], log)
+    rows = [kernel_row(line) for line in output.splitlines() if line.endswith("of copy")]
+    return {"passed": code == 0 and bool(rows), "rows": rows, "note": "" if code == 0 else last_line(output)}
+
+
+def kernel_row(line: str) -> Report:
+    """A line that kernels.cu prints."""
+    name, microseconds, rate, share = re.split(r" {2,}| us +| GB/s +| of copy", line)[:4]
+    return {"kernel": name, "us": float(microseconds), "GB_per_s": float(rate), "share_of_copy": float(share)}
+
+
 PARTS: dict[str, Callable[[Path], Report]] = {
     "build": build,
     "tests": tests,
     "attention": attention,
     "sanitizer": sanitizer,
     "bench": bench,
+    "kernels": kernels,
 }
 
 

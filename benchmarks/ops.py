@@ -6,7 +6,10 @@
     python benchmarks/ops.py --batch 1 --size 16 --no-compile    # hardly any bytes: what a call costs
 
 All candidates of an op run in turn, round by round, so that whatever else the machine does meets all of them; minima
-are compared. Each runs some times on end, since its first calls find the caches full of another's data.
+are compared. Each runs some times on end, since its first calls find the caches full of another's data. On a CPU each
+has a process of its own, as a user would run it, in which glibc keeps what is freed, as in `spectralgpt train`, but no
+lists of small pieces: with them it may give each result other memory than the last, which is cold, and luck decides for
+whom it does. All get their memory back warm, the published chains too.
 
 `share_of_copy` is the share of the machine's own copy rate: bytes that the op must move, over its time, divided by the
 same for a copy of as many bytes, the quicker of `torch.clone` and a copy into memory that is at hand. An op's time is
@@ -22,14 +25,19 @@ through buffers larger than the L2 cache, and a copy moves as many bytes, in and
 from __future__ import annotations
 
 import argparse
+import contextlib
+import itertools
 import json
+import math
+import multiprocessing
 import os
 import platform
 import re
 import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +52,15 @@ PATCH = (3, 8, 8)
 BANDS, CHANNELS, DECODER, MASK_RATIO = 12, 768, 512, 0.9
 ROTATE_BYTES = 256 << 20
 REPEATS = 6
+WARM_UP = 3  # rounds that compile, and bring memory
 PAUSE_CYCLES = 20_000_000  # about 10 ms of a GPU: longer than the host takes to queue REPEATS calls
+
+KEEPS_MEMORY = (
+    "glibc.malloc.tcache_count=0",
+    "glibc.malloc.mmap_max=0",
+    "glibc.malloc.trim_threshold=17179869184",
+    "glibc.malloc.top_pad=67108864",
+)
 
 Call = Callable[[int], Any]
 
@@ -59,7 +75,6 @@ class Contest:
     eager: Call | None = None
     compiled: Call | None = None
     samples: int = 0
-    times: dict[str, list[float]] = field(default_factory=dict)
 
 
 def backward(function: Callable[..., Tensor], leaves: Sequence[Tensor], gradient: Tensor | None = None) -> Call:
@@ -221,27 +236,82 @@ def device_seconds(call: Call, number: int) -> float:
         pause *= 2
 
 
-def measure(contest: Contest, rounds: int, device: torch.device, with_compiled: bool) -> dict[str, Any]:
-    """Times all candidates in turn."""
-    candidates: dict[str, Call] = {"ours": contest.ours}
-    if contest.eager:
-        candidates["eager"] = contest.eager
-    if contest.compiled and with_compiled:
-        candidates["compiled"] = contest.compiled
-    if contest.num_bytes:
-        source, target = (torch.ones(contest.num_bytes // 8, device=device) for _ in range(2))
-        candidates |= {"clone": lambda _: source.clone(), "copy": lambda _: target.copy_(source)}
-    times: dict[str, list[float]] = {name: [] for name in candidates}
-    for number in range(rounds + 3):
-        for name, call in candidates.items():
-            if number < 3:  # the first rounds warm up and compile
+KINDS = ("ours", "eager", "compiled", "clone", "copy")
+
+
+class Candidate:
+    """One kind of call of all contests."""
+
+    def __init__(self, kind: str, args: argparse.Namespace) -> None:
+        """Builds its tensors."""
+        torch.set_num_threads(args.threads)
+        torch.manual_seed(0)
+        self._device = torch.device(args.device)
+        self._contests = contests(args.batch, args.size, self._device, getattr(torch, args.dtype), kind == "compiled")
+        self._kind = kind
+
+    def call(self, contest: Contest) -> Call | None:
+        """What takes part in a contest, if anything."""
+        if self._kind not in ("clone", "copy"):
+            return {"ours": contest.ours, "eager": contest.eager, "compiled": contest.compiled}[self._kind]
+        if not contest.num_bytes:
+            return None
+        source, target = (torch.ones(contest.num_bytes // 8, device=self._device) for _ in range(2))
+        return (lambda _: source.clone()) if self._kind == "clone" else (lambda _: target.copy_(source))
+
+    def run(self, name: str, rounds: Iterable[None]) -> Iterator[float | None]:
+        """Seconds of each round in the named contest; None where it does not take part. The first warms up."""
+        call = next(self.call(contest) for contest in self._contests if contest.name == name)
+        for number, _ in enumerate(rounds):
+            if call is None:
+                yield None
+            elif number < WARM_UP:
                 call(number)
+                yield math.inf
             else:
-                times[name].append(seconds(call, number, device))
-    best = {name: min(values) for name, values in times.items()}
+                yield seconds(call, number, self._device)
+
+
+class Apart:
+    """A candidate in a process of its own, which waits for its turn."""
+
+    def __init__(self, kind: str, args: argparse.Namespace) -> None:
+        """Starts it."""
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        context.Process(target=_serve, args=(theirs, kind, args), daemon=True).start()
+        theirs.close()
+
+    def run(self, name: str, rounds: Iterable[None]) -> Iterator[float | None]:
+        """As `Candidate.run`."""
+        for number, _ in enumerate(rounds):
+            self._pipe.send((name, number == 0))
+            yield self._pipe.recv()
+
+
+def _serve(pipe: Connection, kind: str, args: argparse.Namespace) -> None:
+    candidate, times = Candidate(kind, args), iter(())
+    with contextlib.suppress(EOFError):  # the benchmark is over
+        while True:
+            name, begins = pipe.recv()
+            if begins:
+                times = candidate.run(name, itertools.repeat(None))
+            pipe.send(next(times))
+
+
+def measure(contest: Contest, candidates: dict[str, Candidate | Apart], rounds: int) -> dict[str, Any]:
+    """Times all candidates in turn."""
+    runs = {kind: one.run(contest.name, itertools.repeat(None)) for kind, one in candidates.items()}
+    times: dict[str, list[float]] = {kind: [] for kind in candidates}
+    for _ in range(rounds + WARM_UP):
+        for kind, run in runs.items():
+            took = next(run)
+            if took is not None:
+                times[kind].append(took)
+    best = {kind: min(values) for kind, values in times.items() if values}
     if "copy" in best:
         best["copy"] = min(best["copy"], best.pop("clone"))
-    result: dict[str, Any] = {"op": contest.name, **{f"{name}_ms": 1e3 * value for name, value in best.items()}}
+    result: dict[str, Any] = {"op": contest.name, **{f"{kind}_ms": 1e3 * value for kind, value in best.items()}}
     for rival in ("eager", "compiled"):
         if rival in best:
             result[f"vs_{rival}"] = best[rival] / best["ours"]
@@ -292,13 +362,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Prints the table."""
     args = parse(arguments)
-    torch.set_num_threads(args.threads)
     device = torch.device(args.device)
-    torch.manual_seed(0)
-    chosen = contests(args.batch, args.size, device, getattr(torch, args.dtype), not args.no_compile)
-    results = [
-        measure(contest, args.rounds, device, not args.no_compile) for contest in chosen if args.only in contest.name
-    ]
+    place = Candidate if device.type == "cuda" else Apart
+    os.environ.setdefault("GLIBC_TUNABLES", ":".join(KEEPS_MEMORY))  # of the processes that are started
+    candidates = {kind: place(kind, args) for kind in KINDS if not (kind == "compiled" and args.no_compile)}
+    chosen = contests(args.batch, args.size, device, getattr(torch, args.dtype), False)
+    results = [measure(contest, candidates, args.rounds) for contest in chosen if args.only in contest.name]
     print(table(results))
     if args.out:
         about = {

@@ -13,6 +13,7 @@ from __future__ import annotations
 import functools
 import importlib
 import logging
+import sys
 from collections.abc import Collection
 
 import torch
@@ -63,7 +64,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, backend: str = "auto") -> Tensor:
         reason = str(error).strip().split("\n")[0]
         if backend != "auto" or name == "sdpa":
             raise UserError(f"attention backend: expected {name} to serve {_words(case)}, got: {reason}") from error
-        logger.warning("attention: %s does not serve %s (%s); using the next backend", name, _words(case), reason)
+        if all(reason != known.get(name) for known in _refused.values()):  # the same for all head dims: said once
+            logger.warning("attention: %s does not serve %s (%s); using the next backend", name, _words(case), reason)
         _refused.setdefault(case, {})[name] = reason
         if _fastest is not None:
             _fastest.pop(_shape(case, q, k), None)
@@ -147,10 +149,18 @@ def _xformers(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 @functools.cache
 def _import_xformers() -> Kernel:
+    log = logging.getLogger("xformers")
+    level = log.level
+    log.setLevel(logging.ERROR)  # it explains at length what our own line says
     try:
         kernel: Kernel = importlib.import_module("xformers.ops").memory_efficient_attention
     except Exception as error:  # one built for another torch fails in many ways
         raise ImportError(f"import xformers failed: {error}") from error
+    finally:
+        log.setLevel(level)
+    library = getattr(sys.modules["xformers"], "_cpp_lib", None)
+    if failure := getattr(library, "_cpp_library_load_exception", None):  # imported, but without kernels it refuses all
+        raise ImportError(" ".join(line.strip() for line in str(failure).splitlines()[:2]))
     return kernel
 
 

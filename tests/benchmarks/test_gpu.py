@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -150,6 +151,23 @@ def test_counts_of_the_tests_are_read(gpu: ModuleType, tmp_path: Path, monkeypat
     }
     monkeypatch.setattr(gpu, "execute", lambda *arguments, **options: (5, "6 deselected in 1s\n"))
     assert not gpu.tests(tmp_path)["passed"]  # nothing ran is no success
+
+
+def test_lines_of_the_kernels_program_are_read(gpu: ModuleType) -> None:
+    line = "loss float32 normalised           470.25 us    2890 GB/s  0.959 of copy"
+    assert gpu.kernel_row(line) == {
+        "kernel": "loss float32 normalised",
+        "us": 470.25,
+        "GB_per_s": 2890.0,
+        "share_of_copy": 0.959,
+    }
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="there is no nvcc")
+def test_the_kernels_program_compiles(tmp_path: Path) -> None:
+    options = ["-std=c++17", "-O0", "--expt-relaxed-constexpr", "-arch=sm_90", f"-I{ROOT / 'csrc'}"]
+    source = ROOT / "benchmarks" / "kernels.cu"
+    subprocess.run(["nvcc", *options, "-c", str(source), "-o", str(tmp_path / "kernels.o")], check=True, timeout=200)
 
 
 def test_attention_rows_or_the_reason_for_none(monkeypatch: pytest.MonkeyPatch) -> None:

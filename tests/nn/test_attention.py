@@ -121,6 +121,18 @@ def test_an_xformers_built_for_another_torch_falls_to_sdpa(monkeypatch, caplog, 
     assert "import xformers failed" in caplog.text
 
 
+def test_an_xformers_whose_kernels_do_not_load_is_said_once_and_why(monkeypatch, caplog, xformers_first):
+    """PyPI's xformers is built for one CUDA version; beside a torch for another it can be imported, and refuses all."""
+    install(monkeypatch, explicit)
+    why = "can't load C++/CUDA extensions. It was built for:\n    PyTorch 2.10 (you have 2.11)\n    Python 3.10"
+    sys.modules["xformers"]._cpp_lib = types.SimpleNamespace(_cpp_library_load_exception=ImportError(why))
+    for width in (8, 4):
+        attention(*(x[..., :width] for x in inputs()))
+    assert last_backend() == "sdpa"
+    assert caplog.text.count("does not serve") == 1
+    assert "(can't load C++/CUDA extensions. It was built for: PyTorch 2.10 (you have 2.11)); using" in caplog.text
+
+
 def test_a_refusing_xformers_falls_to_sdpa(monkeypatch, caplog, xformers_first):
     def refuse(q, k, v):
         raise NotImplementedError("No operator found\nlong table")
