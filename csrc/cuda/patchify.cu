@@ -113,14 +113,14 @@ template <class T>
 SPECTRAL_KERNEL void gather_kernel(CopyArguments args, Grid grid, Divisor keep, int slots_per_block,
                                    const int64_t* ids) {
     const Cube& cube = args.cube;
-    const int first = static_cast<int>(block_index()) * slots_per_block;
+    const int64_t first = block_index() * slots_per_block;
     const int64_t left = cube.batch * keep.value() - first;
     const int count = static_cast<int>(left < slots_per_block ? left : slots_per_block) * grid.values.value();
     const int64_t tokens = int64_t{grid.rows.value()} * grid.groups.value() * grid.columns.value();
-    T* out = static_cast<T*>(args.tokens) + int64_t{first} * grid.values.value();
+    T* out = static_cast<T*>(args.tokens) + first * grid.values.value();
     for (int i = thread_index(); i < count; i += kGatherThreads) {
         int value = 0, place = 0, x = 0, y = 0, column = 0, row = 0;
-        const int slot = first + grid.values.divide(i, value), sample = keep.divide(slot, place);
+        const int slot = static_cast<int>(first) + grid.values.divide(i, value), sample = keep.divide(slot, place);
         const int64_t token = ids[slot];
         device_check(token >= 0 && token < tokens, "gather_patchify3d: expected token ids inside the grid", token);
         const int line = grid.columns.divide(static_cast<int>(token), x), group = grid.rows.divide(line, y);
