@@ -35,7 +35,7 @@ import platform
 import re
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -236,19 +236,22 @@ def device_seconds(call: Call, number: int) -> float:
         pause *= 2
 
 
+def prepare(args: argparse.Namespace, compile_rivals: bool) -> list[Contest]:
+    """All contests, of the same tensors in each process."""
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    return contests(args.batch, args.size, torch.device(args.device), getattr(torch, args.dtype), compile_rivals)
+
+
 KINDS = ("ours", "eager", "compiled", "clone", "copy")
 
 
 class Candidate:
     """One kind of call of all contests."""
 
-    def __init__(self, kind: str, args: argparse.Namespace) -> None:
-        """Builds its tensors."""
-        torch.set_num_threads(args.threads)
-        torch.manual_seed(0)
-        self._device = torch.device(args.device)
-        self._contests = contests(args.batch, args.size, self._device, getattr(torch, args.dtype), kind == "compiled")
-        self._kind = kind
+    def __init__(self, kind: str, chosen: Sequence[Contest], device: torch.device) -> None:
+        """`kind` is one of KINDS."""
+        self._kind, self._contests, self._device = kind, chosen, device
 
     def call(self, contest: Contest) -> Call | None:
         """What takes part in a contest, if anything."""
@@ -259,10 +262,10 @@ class Candidate:
         source, target = (torch.ones(contest.num_bytes // 8, device=self._device) for _ in range(2))
         return (lambda _: source.clone()) if self._kind == "clone" else (lambda _: target.copy_(source))
 
-    def run(self, name: str, rounds: Iterable[None]) -> Iterator[float | None]:
-        """Seconds of each round in the named contest; None where it does not take part. The first warms up."""
+    def run(self, name: str) -> Iterator[float | None]:
+        """Seconds in each round of the named contest, none that counts in the first; None where it does not take part."""
         call = next(self.call(contest) for contest in self._contests if contest.name == name)
-        for number, _ in enumerate(rounds):
+        for number in itertools.count():
             if call is None:
                 yield None
             elif number < WARM_UP:
@@ -282,26 +285,26 @@ class Apart:
         context.Process(target=_serve, args=(theirs, kind, args), daemon=True).start()
         theirs.close()
 
-    def run(self, name: str, rounds: Iterable[None]) -> Iterator[float | None]:
+    def run(self, name: str) -> Iterator[float | None]:
         """As `Candidate.run`."""
-        for number, _ in enumerate(rounds):
+        for number in itertools.count():
             self._pipe.send((name, number == 0))
             yield self._pipe.recv()
 
 
 def _serve(pipe: Connection, kind: str, args: argparse.Namespace) -> None:
-    candidate, times = Candidate(kind, args), iter(())
+    candidate, times = Candidate(kind, prepare(args, kind == "compiled"), torch.device(args.device)), iter(())
     with contextlib.suppress(EOFError):  # the benchmark is over
         while True:
             name, begins = pipe.recv()
             if begins:
-                times = candidate.run(name, itertools.repeat(None))
+                times = candidate.run(name)
             pipe.send(next(times))
 
 
 def measure(contest: Contest, candidates: dict[str, Candidate | Apart], rounds: int) -> dict[str, Any]:
     """Times all candidates in turn."""
-    runs = {kind: one.run(contest.name, itertools.repeat(None)) for kind, one in candidates.items()}
+    runs = {kind: one.run(contest.name) for kind, one in candidates.items()}
     times: dict[str, list[float]] = {kind: [] for kind in candidates}
     for _ in range(rounds + WARM_UP):
         for kind, run in runs.items():
@@ -363,10 +366,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Prints the table."""
     args = parse(arguments)
     device = torch.device(args.device)
-    place = Candidate if device.type == "cuda" else Apart
     os.environ.setdefault("GLIBC_TUNABLES", ":".join(KEEPS_MEMORY))  # of the processes that are started
-    candidates = {kind: place(kind, args) for kind in KINDS if not (kind == "compiled" and args.no_compile)}
-    chosen = contests(args.batch, args.size, device, getattr(torch, args.dtype), False)
+    kinds = [kind for kind in KINDS if not (kind == "compiled" and args.no_compile)]
+    chosen = prepare(args, device.type == "cuda" and not args.no_compile)
+    if device.type == "cuda":
+        candidates = {kind: Candidate(kind, chosen, device) for kind in kinds}
+    else:
+        candidates = {kind: Apart(kind, args) for kind in kinds}
     results = [measure(contest, candidates, args.rounds) for contest in chosen if args.only in contest.name]
     print(table(results))
     if args.out:
