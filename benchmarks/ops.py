@@ -263,7 +263,7 @@ class Candidate:
         return (lambda _: source.clone()) if self._kind == "clone" else (lambda _: target.copy_(source))
 
     def run(self, name: str) -> Iterator[float | None]:
-        """Seconds in each round of the named contest, none that counts in the first; None where it does not take part."""
+        """Seconds in each round of the named contest, inf while it warms up; None where it takes no part."""
         call = next(self.call(contest) for contest in self._contests if contest.name == name)
         for number in itertools.count():
             if call is None:
