@@ -51,9 +51,10 @@ from spectralgpt import ops
 PATCH = (3, 8, 8)
 BANDS, CHANNELS, DECODER, MASK_RATIO = 12, 768, 512, 0.9
 ROTATE_BYTES = 256 << 20
-REPEATS = 6
+REPEATS = 20  # calls on end on a CPU, of which the quickest counts
+QUEUED = 6  # calls on end on a GPU
 WARM_UP = 3  # rounds that compile, and bring memory
-PAUSE_CYCLES = 20_000_000  # about 10 ms of a GPU: longer than the host takes to queue REPEATS calls
+PAUSE_CYCLES = 20_000_000  # about 10 ms of a GPU: longer than the host takes to queue those calls
 
 KEEPS_MEMORY = (
     "glibc.malloc.tcache_count=0",
@@ -226,13 +227,13 @@ def device_seconds(call: Call, number: int) -> float:
         torch.cuda.synchronize()
         torch.cuda._sleep(pause)
         start.record()
-        for i in range(REPEATS):
+        for i in range(QUEUED):
             call(number + i)
         behind = start.query()  # the host was slower than the pause
         end.record()
         end.synchronize()
         if not behind:
-            return start.elapsed_time(end) / 1e3 / REPEATS
+            return start.elapsed_time(end) / 1e3 / QUEUED
         pause *= 2
 
 
