@@ -4,7 +4,7 @@
     make gpu PART=tests OUT=runs/gpu        # build | tests | attention | sanitizer | bench | kernels | all
 
 Each part is a process of its own with a limit of 8 minutes, writes OUT/<part>.json and OUT/<part>.log, and renews
-OUT/summary.md from all parts in the folder, so parts may run on different days or leases. Exit codes: 0 all passed,
+OUT/summary.md from all parts in the folder, so parts may run on different days or machines. Exit codes: 0 all passed,
 1 a part failed, 2 no GPU.
 """
 

@@ -13,10 +13,9 @@ whom it does. All get their memory back warm, the published chains too.
 
 `share_of_copy` is the share of the machine's own copy rate: bytes that the op must move, over its time, divided by the
 same for a copy of as many bytes, the quicker of `torch.clone` and a copy into memory that is at hand. An op's time is
-all of it: dispatch, autograd, the results' allocation and, where the allocator has given memory back, the system's
-first touch of it; the copy's is hardly more than the copying. On a CPU with a large cache a batch of 16 and its copy
-may stay in it; `--batch 128` tells of memory. The mask's step changes from call to call, as in training: a machine
-learns the branches of a mask that it sees again and again.
+all of it, dispatch, autograd and the results' allocation; the copy's is hardly more than the copying. On a CPU with a
+large cache a batch of 16 and its copy may stay in it; `--batch 128` tells of memory. The mask's step changes from call
+to call, as in training: a machine learns the branches of a mask that it sees again and again.
 
 On CUDA the calls are queued behind a pause, so that a time is the device's own and no gap of the host's; inputs rotate
 through buffers larger than the L2 cache, and a copy moves as many bytes, in and out, as the op must.
@@ -56,6 +55,7 @@ QUEUED = 6  # calls on end on a GPU
 WARM_UP = 3  # rounds that compile, and bring memory
 PAUSE_CYCLES = 20_000_000  # about 10 ms of a GPU: longer than the host takes to queue those calls
 
+KINDS = ("ours", "eager", "compiled", "clone", "copy")
 KEEPS_MEMORY = (
     "glibc.malloc.tcache_count=0",
     "glibc.malloc.mmap_max=0",
@@ -208,7 +208,7 @@ def crops(batch: int, size: int, device: torch.device) -> Contest:
 
 
 def seconds(call: Call, number: int, device: torch.device) -> float:
-    """Seconds of one call, the quickest of REPEATS on a CPU, their mean on the device."""
+    """Seconds of one call: of REPEATS the quickest on a CPU, of QUEUED the mean on a GPU."""
     if device.type == "cuda":
         return device_seconds(call, number)
     times = []
@@ -242,9 +242,6 @@ def prepare(args: argparse.Namespace, compile_rivals: bool) -> list[Contest]:
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     return contests(args.batch, args.size, torch.device(args.device), getattr(torch, args.dtype), compile_rivals)
-
-
-KINDS = ("ours", "eager", "compiled", "clone", "copy")
 
 
 class Candidate:

@@ -122,8 +122,10 @@ template <class T, int N>
 SPECTRAL_DEVICE void store_pack(T* address, const Pack<T, N>& pack) {
     *reinterpret_cast<Pack<T, N>*>(address) = pack;
 }
-// Whether packs of 16 bytes may start at an address.
-SPECTRAL_HOST_DEVICE bool is_aligned(const void* address) { return reinterpret_cast<uintptr_t>(address) % 16 == 0; }
+// Whether packs of so many bytes may start at an address.
+SPECTRAL_HOST_DEVICE bool is_aligned(const void* address, size_t bytes = 16) {
+    return reinterpret_cast<uintptr_t>(address) % bytes == 0;
+}
 
 // Sum over a warp, on every lane, always in the same order.
 template <class T>
@@ -145,16 +147,22 @@ SPECTRAL_DEVICE T block_sum(T value, T (&scratch)[kMost]) {
     return total;
 }
 
+// Sum over the lanes up to this one.
+template <class T>
+SPECTRAL_DEVICE T warp_inclusive_scan(T value) {
+    SPECTRAL_UNROLL
+    for (int lanes = 1; lanes < kWarp; lanes *= 2) {
+        const T before = shuffle_up(value, lanes);
+        if (lane_index() >= lanes) value += before;
+    }
+    return value;
+}
+
 // Sum over the threads before this one; `total` gets the block's sum. `scratch` holds one value per warp, or more, and
 // must not be written again before another barrier.
 template <class T, int kMost>
 SPECTRAL_DEVICE T block_exclusive_scan(T value, T (&scratch)[kMost], T& total) {
-    T inclusive = value;
-    SPECTRAL_UNROLL
-    for (int lanes = 1; lanes < kWarp; lanes *= 2) {
-        const T before = shuffle_up(inclusive, lanes);
-        if (lane_index() >= lanes) inclusive += before;
-    }
+    const T inclusive = warp_inclusive_scan(value);
     if (lane_index() == kWarp - 1) scratch[warp_index()] = inclusive;
     block_sync();
     T before = 0;

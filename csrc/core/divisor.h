@@ -9,11 +9,9 @@
 
 namespace spectral {
 
-// Exact for dividends and divisors below 2^31; others, which a launch without work or one too
-// large to be done can have, count as 1. With p =
-// 31
-// + ceil(log2 d) and m = ceil(2^p / d), the excess of m over 2^p / d is below 1, which lifts no dividend below 2^31
-// over a whole (Granlund and Montgomery 1994).
+// Exact for dividends and divisors below 2^31; other divisors, which a launch without work or one too large to be done
+// can have, count as 1. With p = 31 + ceil(log2 d) and m = ceil(2^p / d), the excess of m over 2^p / d is below 1,
+// which lifts no dividend below 2^31 over a whole (Granlund and Montgomery 1994).
 class Divisor {
   public:
     Divisor() = default;

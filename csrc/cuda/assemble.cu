@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Assembly on CUDA. A block works on one token of several samples (forward), or on some channels of one token of all
 // samples (backward), a thread on a few neighbouring channels: positions are read, or their gradient summed, in
-// registers, and every row of the large tensor is passed over once, in
-// 16-byte pieces where layout and alignment allow. The mask token's gradient goes
-// through one partial sum per token, added up in a fixed order: no atomics, bitwise repeatable. Places are checked by
-// extra blocks of the same launch.
+// registers, and every row of the large tensor is passed over once, in 16-byte pieces where layout and alignment allow.
+// The mask token's gradient goes through one partial sum per token, added up in a fixed order: no atomics, bitwise
+// repeatable. Places are checked by extra blocks of the same launch.
 #include "ops/assemble.h"
 
 #include <algorithm>
@@ -19,10 +18,6 @@ constexpr int kWarps = 4;  // of a block of the forward, at most
 constexpr int kBackwardWarps = 8;
 constexpr int kFinishWarps = 16;  // of a block that adds up the mask token's gradient
 constexpr int kSamples = 8;       // per block of the forward; of the backward, those whose rows are in flight at once
-
-void check_work(const char* op, int64_t blocks) {
-    check(blocks < kMaxGrid, op, ": expected fewer than 2^31 blocks of work, got ", blocks);
-}
 
 // By one block: the places of a sample are each of 0 .. K-1 once, and others.
 SPECTRAL_DEVICE void check_places(const int64_t* ids, int64_t num_tokens, int64_t num_keep) {
@@ -177,7 +172,6 @@ void assemble_tokens_cuda(const AssembleParams& params, int device, void* stream
     constexpr const char* op = "assemble_tokens";
     const DeviceGuard guard(op, device);
     const int64_t blocks = params.num_tokens * ((params.batch + kSamples - 1) / kSamples);
-    check_work(op, blocks);
     dispatch_pair(op, params.output_dtype, params.visible_dtype, [&](auto output, auto visible) {
         using O = typename decltype(output)::type;
         using V = typename decltype(visible)::type;
@@ -204,9 +198,9 @@ void assemble_tokens_backward_cuda(const AssembleBackwardParams& params, int dev
                           is_aligned(params.positions_grad) && is_aligned(params.scratch);
         const auto kernel = wide ? backward_kernel<G, V, kWide> : backward_kernel<G, V, 1>;
         const int64_t span = kWarp * (wide ? kWide : 1), pieces = (params.channels + span - 1) / span;
-        check_work(op, params.num_tokens * pieces);
-        launch(op, kernel, params.num_tokens * pieces + params.batch, kBackwardWarps * kWarp, on, params,
-               Divisor(pieces), static_cast<int>(params.num_tokens * pieces));
+        const int64_t blocks = params.num_tokens * pieces;
+        launch(op, kernel, blocks + params.batch, kBackwardWarps * kWarp, on, params, Divisor(pieces),
+               static_cast<int>(blocks));
         launch(op, finish_kernel<accumulator_t<G>>, (params.channels + kWarp - 1) / kWarp, kFinishWarps * kWarp, on,
                params);
     });

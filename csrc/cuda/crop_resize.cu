@@ -23,8 +23,7 @@ struct Table {
     A weight[kMostTaps][kMostPlaces];
     int first[kMostPlaces], count[kMostPlaces];
 
-    SPECTRAL_DEVICE void fill(int index, bool flip, int in, int out, bool antialias) {
-        const Taps<A> taps(flip ? out - 1 - index : index, in, out, antialias);
+    SPECTRAL_DEVICE void fill(int index, const Taps<A>& taps) {
         first[index] = taps.first;
         count[index] = taps.count;
         SPECTRAL_UNROLL
@@ -43,10 +42,7 @@ struct Listed {
 
     SPECTRAL_DEVICE int count() const { return table.count[index]; }
     SPECTRAL_DEVICE A weight(int k) const { return table.weight[k][index]; }
-    SPECTRAL_DEVICE int place(int k) const {
-        const int at = table.first[index] + k;
-        return at < 0 ? 0 : at < in ? at : in - 1;
-    }
+    SPECTRAL_DEVICE int place(int k) const { return place_inside(table.first[index] + k, in); }
 };
 template <class A>
 struct Computed {
@@ -114,9 +110,12 @@ SPECTRAL_KERNEL SPECTRAL_BOUNDS(kThreads, 3) void resize_kernel(CropResizeParams
     const int size = divisor.value(), width = static_cast<int>(layout[2]);
     const bool *flips = params.flips + 2 * sample, antialias = params.antialias;
     const bool tabled = size <= kMostPlaces && (!antialias || (is_short(box[2], size) && is_short(box[3], size)));
+    const auto taps = [&](int axis, int index) {
+        return Taps<A>(flips[axis] ? size - 1 - index : index, box[2 + axis], size, antialias);
+    };
     for (int i = thread_index(); tabled && i < 2 * size; i += kThreads) {
         const int axis = i < size ? 0 : 1;
-        table[axis].fill(i - axis * size, flips[axis], box[2 + axis], size, antialias);
+        table[axis].fill(i - axis * size, taps(axis, i - axis * size));
     }
     block_sync();
 
@@ -138,9 +137,7 @@ SPECTRAL_KERNEL SPECTRAL_BOUNDS(kThreads, 3) void resize_kernel(CropResizeParams
         if (tabled) {
             source.sum(Listed<A>{table[0], y, box[2]}, Listed<A>{table[1], x, box[3]}, sums);
         } else {
-            const int row = flips[0] ? size - 1 - y : y, column = flips[1] ? size - 1 - x : x;
-            source.sum(Computed<A>{Taps<A>(row, box[2], size, antialias), box[2]},
-                       Computed<A>{Taps<A>(column, box[3], size, antialias), box[3]}, sums);
+            source.sum(Computed<A>{taps(0, y), box[2]}, Computed<A>{taps(1, x), box[3]}, sums);
         }
         SPECTRAL_UNROLL
         for (int k = 0; k < kBands; ++k) {
@@ -160,9 +157,8 @@ void crop_resize_cuda(const CropResizeParams& params, int device, void* stream) 
     const int64_t values = params.size * params.size,
                   stretches = (values + kThreads * kPixels - 1) / (kThreads * kPixels),
                   chunks = (params.bands + kBands - 1) / kBands, blocks = params.batch * chunks * stretches;
-    check(values < kMaxGrid - kThreads * kPixels && blocks < kMaxGrid, op,
-          ": expected size and batch for fewer than 2^31 ", "pixels a band and blocks of work, got size ", params.size,
-          ", batch ", params.batch);
+    check(values < kMaxGrid - kThreads * kPixels, op, ": expected a size for fewer than 2^31 pixels a band, got size ",
+          params.size);
     dispatch_pixels(params, [&](auto pixel) {
         using P = typename decltype(pixel)::type;
         using A = accumulator_t<P>;

@@ -133,12 +133,10 @@ SPECTRAL_KERNEL void scale_kernel(LossScaleParams params) {
 template <class T, class I, int N>
 bool fits(const LossParams& params) {
     const Cube& cube = params.cube;
-    const auto aligned = [](const void* address, size_t bytes) {
-        return reinterpret_cast<uintptr_t>(address) % bytes == 0;
-    };
     return cube.column_stride == 1 && cube.patch_columns % N == 0 && cube.row_stride % N == 0 &&
-           cube.band_stride % N == 0 && cube.batch_stride % N == 0 && aligned(params.prediction, alignof(Pack<T, N>)) &&
-           aligned(params.gradient, alignof(Pack<T, N>)) && aligned(params.image, alignof(Pack<I, N>));
+           cube.band_stride % N == 0 && cube.batch_stride % N == 0 &&
+           is_aligned(params.prediction, alignof(Pack<T, N>)) && is_aligned(params.gradient, alignof(Pack<T, N>)) &&
+           is_aligned(params.image, alignof(Pack<I, N>));
 }
 
 }  // namespace

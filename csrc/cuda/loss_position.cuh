@@ -103,10 +103,16 @@ struct LossPosition {
         store_pack(static_cast<T*>(params.gradient) + token(group) * grid.values + value, gradient);
     }
 
-    // From sums over the values of a warp.
-    SPECTRAL_DEVICE A mean(A sum) const { return warp_sum(sum) / A(grid.values); }
-    SPECTRAL_DEVICE A scale(A squares) const {
-        return 1 / sqrt(warp_sum(squares) / A(grid.values - 1) + static_cast<A>(kVarianceEpsilon));
+    // Of the values that visit(use) calls use(value) with, on all lanes of a warp: twice, since the deviations are from
+    // the mean.
+    template <class Visit>
+    SPECTRAL_DEVICE Statistics<A> statistics(Visit visit) const {
+        A sum = 0, squares = 0;
+        visit([&](A value) { sum += value; });
+        const A mean = warp_sum(sum) / A(grid.values);
+        visit([&](A value) { squares += (value - mean) * (value - mean); });
+        const A variance = warp_sum(squares) / A(grid.values - 1) + static_cast<A>(kVarianceEpsilon);
+        return {mean, static_cast<A>(1 / sqrt(variance))};
     }
 
     // Errors for the token term, and added to the spectrum.
@@ -147,6 +153,12 @@ struct LossPosition {
         const T* prediction = static_cast<const T*>(params.prediction) + at;
         Pack<T, N> guess[kHeldGroups][kHeldSteps] = {};
         Pack<I, N> pixel[kHeldGroups][kHeldSteps] = {};
+        const auto read_guesses = [&](int s) {
+            SPECTRAL_UNROLL
+            for (int step = 0; step < kHeldSteps; ++step) {
+                guess[s][step] = load_pack<N>(prediction + s * next + step * kWarp * N);
+            }
+        };
         const bool masked = lane < grid.groups && params.mask[token(lane)];  // a lane looks up one group's flags
         const bool valid = lane >= grid.groups || params.valid == nullptr || params.valid[token(lane)];
         SPECTRAL_UNROLL
@@ -155,20 +167,27 @@ struct LossPosition {
             SPECTRAL_UNROLL
             for (int step = 0; step < kHeldSteps; ++step) {
                 pixel[s][step] = load_pack<N>(corner + s * next_pixels + offsets[step]);
-                if (!kLate) guess[s][step] = load_pack<N>(prediction + s * next + step * kWarp * N);
             }
+            if (!kLate) read_guesses(s);
         }
         const uint32_t scored = ballot(masked && valid);
         const bool complete = ballot(valid) == ~0u;
         Statistics<A> target[kHeldGroups];
         SPECTRAL_UNROLL
-        for (int s = 0; s < kHeldGroups; ++s) target[s] = kNormalized ? statistics(pixel[s]) : Statistics<A>{0, 1};
+        for (int s = 0; s < kHeldGroups; ++s) {
+            target[s] = {0, 1};
+            if (!kNormalized) continue;
+            target[s] = statistics([&](auto use) {
+                SPECTRAL_UNROLL
+                for (int step = 0; step < kHeldSteps; ++step) {
+                    SPECTRAL_UNROLL
+                    for (int k = 0; k < N; ++k) use(A(pixel[s][step].value[k]));
+                }
+            });
+        }
         SPECTRAL_UNROLL
         for (int s = 0; s < kHeldGroups && kLate; ++s) {
-            if (s >= grid.groups) continue;
-            SPECTRAL_UNROLL
-            for (int step = 0; step < kHeldSteps; ++step)
-                guess[s][step] = load_pack<N>(prediction + s * next + step * kWarp * N);
+            if (s < grid.groups) read_guesses(s);
         }
         T* out = static_cast<T*>(params.gradient) + at;
         SPECTRAL_UNROLL
@@ -187,23 +206,6 @@ struct LossPosition {
                     store_pack(out + s * next + step * kWarp * N, gradient(error[s], spectrum, scored >> s & 1u));
             }
         }
-    }
-
-    SPECTRAL_DEVICE Statistics<A> statistics(const Pack<I, N> (&pixel)[kHeldSteps]) const {
-        A sum = 0, squares = 0;
-        SPECTRAL_UNROLL
-        for (int step = 0; step < kHeldSteps; ++step) {
-            SPECTRAL_UNROLL
-            for (int k = 0; k < N; ++k) sum += A(pixel[step].value[k]);
-        }
-        const A middle = mean(sum);
-        SPECTRAL_UNROLL
-        for (int step = 0; step < kHeldSteps; ++step) {
-            SPECTRAL_UNROLL
-            for (int k = 0; k < N; ++k)
-                squares += (A(pixel[step].value[k]) - middle) * (A(pixel[step].value[k]) - middle);
-        }
-        return {middle, scale(squares)};
     }
 
     // Any number of tokens of any size. Their statistics go through scratch.
@@ -234,20 +236,15 @@ struct LossPosition {
         }
     }
     SPECTRAL_DEVICE void write_statistics(int group, double* out) const {
-        A sum = 0, squares = 0;
-        for (int v = lane_index() * N; v < grid.values; v += kWarp * N) {
-            const Pack<I, N> pixel = pixels(group, pixel_offset(v));
-            for (int k = 0; k < N; ++k) sum += A(pixel.value[k]);
-        }
-        const A middle = mean(sum);
-        for (int v = lane_index() * N; v < grid.values; v += kWarp * N) {
-            const Pack<I, N> pixel = pixels(group, pixel_offset(v));
-            for (int k = 0; k < N; ++k) squares += (A(pixel.value[k]) - middle) * (A(pixel.value[k]) - middle);
-        }
-        const A inverse = scale(squares);
+        const Statistics<A> target = statistics([&](auto use) {
+            for (int v = lane_index() * N; v < grid.values; v += kWarp * N) {
+                const Pack<I, N> pixel = pixels(group, pixel_offset(v));
+                for (int k = 0; k < N; ++k) use(A(pixel.value[k]));
+            }
+        });
         if (lane_index() == 0) {
-            out[0] = static_cast<double>(middle);
-            out[1] = static_cast<double>(inverse);
+            out[0] = static_cast<double>(target.mean);
+            out[1] = static_cast<double>(target.scale);
         }
     }
 };

@@ -73,8 +73,9 @@ struct Search {
 struct Workspace {
     alignas(16) int histogram[kBins];
     alignas(16) int scratch[2][kWarps];
-    int bin, rest,
-        candidates;  // where the K-th smallest key is, its place among the keys there, and how many these are
+    int bin;         // where the K-th smallest key is
+    int rest;        // its place among the keys there
+    int candidates;  // how many these are
     int listed;
     uint64_t list[kWarp];
     uint64_t chosen[kWarps];
@@ -86,13 +87,7 @@ SPECTRAL_DEVICE void find_bin(Workspace& shared, int rest) {
     const Pack<int, kBinsPerLane> counts = load_pack<kBinsPerLane>(&shared.histogram[lane_index() * kBinsPerLane]);
     SPECTRAL_UNROLL
     for (int i = 0; i < kBinsPerLane; ++i) sum += counts.value[i];
-    int below = sum;
-    SPECTRAL_UNROLL
-    for (int lanes = 1; lanes < kWarp; lanes *= 2) {
-        const int before = shuffle_up(below, lanes);
-        if (lane_index() >= lanes) below += before;
-    }
-    below -= sum;
+    int below = warp_inclusive_scan(sum) - sum;
     if (below >= rest || rest > below + sum) return;  // all lanes but one
     SPECTRAL_UNROLL
     for (int i = 0; i < kBinsPerLane; ++i) {

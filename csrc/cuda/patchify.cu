@@ -29,8 +29,8 @@ struct CopyArguments {
 // The cube in units of `unit` bytes, or false where something is not a multiple of it.
 bool rescale(const Cube& cube, int64_t element_size, int64_t unit, const void* tokens, const void* image, Cube& out) {
     const auto divides = [&](int64_t elements) { return elements * element_size % unit == 0; };
-    const bool aligned =
-        reinterpret_cast<uintptr_t>(tokens) % unit == 0 && reinterpret_cast<uintptr_t>(image) % unit == 0;
+    const auto bytes = static_cast<size_t>(unit);
+    const bool aligned = is_aligned(tokens, bytes) && is_aligned(image, bytes);
     const bool fits = cube.column_stride == 1 && divides(cube.patch_columns) && divides(cube.row_stride) &&
                       divides(cube.band_stride) && divides(cube.batch_stride);
     if (unit != element_size && !(aligned && fits)) return false;

@@ -38,6 +38,9 @@ SPECTRAL_HOST_DEVICE bool box_is_inside(const CropResizeParams& params, int64_t 
            int64_t{box[1]} + box[3] <= width;
 }
 
+// A place on an axis of `in` values, or the border's that is nearest.
+SPECTRAL_HOST_DEVICE int place_inside(int at, int in) { return at < 0 ? 0 : at < in ? at : in - 1; }
+
 // Which values of an axis an output value is made of, and how much of each (align_corners=False).
 template <class A>
 struct Taps {
@@ -81,10 +84,7 @@ struct Taps {
     SPECTRAL_HOST_DEVICE A weight(int k) const { return raw(k) / total; }
 
     // Tap k's value on an axis of `in`.
-    SPECTRAL_HOST_DEVICE int place(int k, int in) const {
-        const int at = first + k;
-        return at < 0 ? 0 : at < in ? at : in - 1;
-    }
+    SPECTRAL_HOST_DEVICE int place(int k, int in) const { return place_inside(first + k, in); }
 };
 
 // The most taps an output value can have.
