@@ -15,12 +15,12 @@ import time
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from multiprocessing.process import BaseProcess
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader, Dataset
 
 from spectralgpt import ops
 from spectralgpt.errors import UserError
@@ -32,6 +32,13 @@ _NAMED = 10
 _log = logging.getLogger(__name__)
 
 Key = tuple[int, int]
+
+
+class Batched(Protocol):
+    """What a loader reads from."""
+
+    def __getitems__(self, keys: list[Key]) -> Any:  # noqa: ANN401
+        """The batch of some keys (epoch, index)."""
 
 
 class EpochSampler:
@@ -58,7 +65,7 @@ class EpochSampler:
 
 
 def loader(
-    dataset: Dataset[Any],
+    dataset: Batched,
     sampler: EpochSampler,
     batch_size: int,
     start: int = 0,
@@ -76,7 +83,7 @@ def loader(
     sees the same batches on any number of processes.
 
     Args:
-        dataset: takes the sampler's keys; gives dictionaries of tensors, or batches by `__getitems__`.
+        dataset: gives a batch for a list of the sampler's keys.
         sampler: the order.
         batch_size: samples per batch, of all processes together.
         start: number of samples the run has seen.
@@ -146,14 +153,12 @@ class Rejects:
 class _Fetched(Dataset[Any]):
     """Makes a batch where it is read, and gives a user's mistake as a value: raised in a worker it were a traceback."""
 
-    def __init__(self, dataset: Dataset[Any]) -> None:
+    def __init__(self, dataset: Batched) -> None:
         self._dataset = dataset
 
     def __getitems__(self, keys: list[Key]) -> Any:  # noqa: ANN401
         try:
-            if hasattr(self._dataset, "__getitems__"):
-                return self._dataset.__getitems__(keys)
-            return default_collate([self._dataset[key] for key in keys])
+            return self._dataset.__getitems__(keys)
         except UserError as error:
             return error
 
