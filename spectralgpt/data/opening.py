@@ -64,7 +64,8 @@ def complete(
     places, metadata = source.places, dict(source.metadata)
     missing = [name for name in wanted.names if name not in places]
     if missing and (policy == "error" or not places):
-        way_out = "ask for these only, or for the nearest in place of a missing one (--missing nearest)"
+        # Not every command has the option: training refuses stand-ins.
+        way_out = "ask for these only, or for the nearest in place of a missing one where the command has --missing"
         there = f"there is {' '.join(places)}; {way_out}" if places else "found none"
         if "remote" in metadata:
             there += f", or download {metadata['remote']}, which the item only links to"

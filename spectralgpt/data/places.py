@@ -133,7 +133,7 @@ def _numbers_by_name(header: Header, card: SensorCard, band_order: Sequence[str]
         names = [None if text is None else card.find(text) for text in header.descriptions]
         if not any(names):
             known = " ".join(card.names)
-            way_out = f"name the bands in band_order, out of {known}, or - for one to pass over (--band-order)"
+            way_out = f"name the bands in band_order, out of {known}, or - for one to pass over"
             if any(header.wavelengths):
                 way_out = "choose a sensor whose bands go by wavelength, as the file's tags do: enmap or hyperspectral"
             raise UserError(f"{path}: expected band names in the {count} band descriptions, found none; {way_out}")
