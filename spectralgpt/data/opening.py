@@ -8,6 +8,7 @@ given only where scale and offset are known; every choice ends in the metadata.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from spectralgpt.errors import UserError
 Missing = Literal["error", "drop", "nearest"]
 """What to do about a band that is not there: refuse, leave it out, or show the nearest by wavelength instead."""
 
+_LANDSAT_LEVEL = re.compile(r"L[CO]0[89]_(L[12][A-Z]{2})_")
 _SHORTEST_THERMAL = 3.5  # micrometres; beyond, bands hold emitted radiance or temperature
 
 
@@ -59,7 +61,7 @@ def complete(
     """The bands wanted, where each lies, and what is known of the image, with what was done about missing bands.
 
     Raises:
-        UserError: a band is missing and the policy is "error", or all are.
+        UserError: a band is missing and the policy is "error", or all are; or bands of several levels of Landsat.
     """
     places, metadata = source.places, dict(source.metadata)
     missing = [name for name in wanted.names if name not in places]
@@ -76,7 +78,8 @@ def complete(
     stand_ins = full.stand_ins(missing, places) if policy == "nearest" else {}
     if stand_ins:
         metadata["stand_ins"] = " ".join(f"{name}={other}" for name, other in stand_ins.items())
-    return wanted, [places[stand_ins.get(name, name)] for name in wanted.names], metadata
+    chosen = [places[stand_ins.get(name, name)] for name in wanted.names]
+    return wanted, chosen, metadata | _level(path, chosen, metadata)
 
 
 def set_values(
@@ -110,3 +113,17 @@ def set_values(
                 "offset=1000 for Sentinel-2 from processing baseline 04.00 on"
             )
     return list(places), {**metadata, "offset": where, "values": "reflectance" if reflectance else "as stored"}
+
+
+def _level(path: Path, places: Sequence[Place], metadata: dict[str, str]) -> dict[str, str]:
+    """The level that the names of Landsat's files tell; downloads often come without the metadata file."""
+    named = {found[1] for place in places if (found := _LANDSAT_LEVEL.match(place.header.path.name))}
+    if not named:
+        return {}
+    level, *others = sorted({*named, metadata.get("level", min(named))})
+    if others:
+        raise UserError(
+            f"{path}: expected files of one level, got {level} and {others[0]}, whose numbers mean different things; "
+            "give each product a folder of its own"
+        )
+    return {"level": level}

@@ -148,7 +148,8 @@ def normalize(scene: Scene, model: SpectralModel, options: InputOptions) -> Norm
     """The model's normalisation of a scene.
 
     Raises:
-        UserError: the model has none; no valid pixel in a band; or units that cannot be those of its fixed numbers.
+        UserError: the model has none; no valid pixel in a band; or units that cannot be those of its fixed numbers, or
+            that may be others.
     """
     normalizer = _normalizer(model, options).select(scene.band_names)
     is_fixed = normalizer.method in ("fixed", "none")
@@ -188,7 +189,15 @@ def _units(scene: Scene, options: InputOptions) -> tuple[Doubles, Doubles]:
     count = len(scene.band_names)
     if options.scale is not None or options.offset is not None:
         return np.full(count, options.offset or 0.0), np.full(count, 1.0 if options.scale is None else options.scale)
-    usual = scene.card.scale
+    usual, level = scene.card.scale, scene.metadata.get("level")
+    if not usual and level:  # Landsat's and EnMAP's levels have other numbers under the same names of bands
+        zero, unit = scene.offsets[0], scene.scales[0]
+        here = "" if zero is None or unit is None else f"; reflectance is (value - {zero:g}) * {unit:g} here"
+        raise UserError(
+            f"{scene.name}: expected to know which level the model was trained on, as each has numbers of its own; "
+            f"give --offset 0 if it was {level} as here, else --scale and --offset: (value - offset) * scale in its "
+            f"units{here}"
+        )
     ratios = np.array([1.0 if scale is None or not usual else scale / usual for scale in scene.scales])
     is_other = np.abs(ratios - 1) > _SAME_SCALE
     zeros = np.array([offset or 0.0 for offset in scene.offsets])

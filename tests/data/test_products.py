@@ -219,6 +219,31 @@ def test_landsat_level_1_is_corrected_for_the_sun(tmp_path):
         Scene.open(landsat(tmp_path / "night", "L1TP", sun=-3.0))
 
 
+def test_the_level_of_landsat_files_without_metadata_is_in_their_names(tmp_path):
+    for level in ("L1TP", "L2SP"):
+        folder = landsat(tmp_path, level)
+        next(folder.glob("*_MTL.txt")).unlink()
+        scene = Scene.open(folder, LANDSAT_OLI_TIRS, ("B2", "B3"))
+        assert scene.metadata["level"] == level and scene.scales == (None, None)
+    (red,) = (tmp_path / "LC09_L1TP_193028_20260822_20260823_02_T1").glob("*_B4.TIF")
+    next(folder.glob("*_SR_B4.TIF")).unlink()
+    red.rename(folder / red.name)
+    assert Scene.open(folder, LANDSAT_OLI_TIRS, ("B2", "B3")).metadata["level"] == "L2SP"
+    with pytest.raises(UserError, match="expected files of one level, got L1TP and L2SP, whose numbers mean different"):
+        Scene.open(folder, LANDSAT_OLI_TIRS, ("B2", "B4"))
+
+
+def test_landsat_files_of_another_level_than_the_metadata_say_are_refused(tmp_path):
+    surface, top = landsat(tmp_path, "L2SP"), landsat(tmp_path, "L1TP")
+    next(surface.glob("*_MTL.txt")).unlink()
+    (metadata,) = top.glob("*_MTL.txt")
+    metadata.rename(surface / metadata.name)
+    with pytest.raises(
+        UserError, match=r"L2SP_.*: expected files of one level, got L1TP and L2SP, .* a folder of its own"
+    ):
+        Scene.open(surface, LANDSAT_OLI_TIRS, ("B2", "B3"))
+
+
 def test_other_landsats_and_other_sensors_are_refused(tmp_path):
     with pytest.raises(UserError, match="Landsat 8 or 9, Collection 2, level 1 or 2, got LANDSAT_7 L2SP"):
         Scene.open(landsat(tmp_path / "seven", spacecraft="LANDSAT_7"))

@@ -271,6 +271,37 @@ def test_units(tmp_path, folder, image, capsys):
     assert "whatever their units" in message
 
 
+def test_levels_of_landsat_are_never_mixed_up(tmp_path, capsys):
+    """Statistics of level 2, level 1 of the same reflectance: refused, and right by what the message says."""
+    torch.manual_seed(1)
+    model = spectralgpt.create_segmenter("tiny", 3, **{**SMALL, "bands": LANDSAT_OLI_TIRS.select(("B2", "B3", "B4"))})
+    statistics = {"band_names": ["B2", "B3", "B4"], "offset": [12000.0] * 3, "scale": [1 / 3000] * 3}
+    model.normalization = {"method": "fixed", **statistics}
+    run = tmp_path / "run"
+    model.save_pretrained(run)
+    reflectance = noise(3, 48, 48) / 10000
+    top, surface = landsat(tmp_path, "L1TP"), landsat(tmp_path, "L2SP")
+    for path, pixels in zip(sorted(top.glob("*_B[234].TIF")), reflectance, strict=True):
+        write(path, np.rint(pixels / 4e-5 + 5000).astype(np.uint16)[None], transform=at(30))
+    for path, pixels in zip(sorted(surface.glob("*_SR_B[234].TIF")), reflectance, strict=True):
+        write(path, np.rint((pixels + 0.2) / 2.75e-5).astype(np.uint16)[None], transform=at(30))
+    message = refused(capsys, surface, "--model", run, "--out", tmp_path / "a.tif")
+    assert "give --offset 0 if it was L2SP as here" in message
+    assert predict(surface, "--model", run, "--out", tmp_path / "a.tif", "--offset", 0) == 0
+    message = refused(capsys, top, "--model", run, "--out", tmp_path / "b.tif")
+    assert "if it was L1TP as here, else --scale and --offset" in message
+    assert message.endswith("reflectance is (value - 5000) * 4e-05 here")
+    scale = 4e-5 / 2.75e-5
+    units = ("--scale", scale, "--offset", 5000 - 0.2 / 4e-5)
+    assert predict(top, "--model", run, "--out", tmp_path / "b.tif", *units) == 0
+    assert predict(top, "--model", run, "--out", tmp_path / "wrong.tif", "--offset", 0) == 0
+    expected, converted, wrong = (read(tmp_path / f"{name}.tif") for name in ("a", "b", "wrong"))
+    assert len(np.unique(expected)) > 1 and (converted == expected).mean() > 0.99 > (wrong == expected).mean()
+    model.normalization = {"method": "percentile", **statistics}
+    model.save_pretrained(tmp_path / "percentile")
+    assert predict(top, "--model", tmp_path / "percentile", "--out", tmp_path / "any.tif") == 0
+
+
 def test_masks_and_sizes(tmp_path, folder, image, capsys):
     out, run = tmp_path / "map.tif", folder("segmentation")
     clouds = np.zeros((1, 50, 70), np.uint8)
@@ -317,6 +348,7 @@ def test_product_folders(tmp_path, folder):
     model = spectralgpt.create_segmenter("tiny", 3, **small)
     model.normalization = {"method": "none", "band_names": ["B2", "B3", "B4"]}
     model.save_pretrained(tmp_path / "run8")
-    assert predict(landsat(tmp_path / "in8"), "--model", tmp_path / "run8", "--out", tmp_path / "map8.tif") == 0
+    product = landsat(tmp_path / "in8")
+    assert predict(product, "--model", tmp_path / "run8", "--out", tmp_path / "map8.tif", "--offset", 0) == 0
     with rasterio.open(tmp_path / "map8.tif") as file:
         assert file.transform.a == 30
