@@ -9,7 +9,7 @@ from pathlib import Path
 
 from spectralgpt.data.convert import convert
 from spectralgpt.data.convert import verify as verify_split
-from spectralgpt.data.datasets import detect, open_dataset
+from spectralgpt.data.datasets import SHARDS, detect, open_dataset
 from spectralgpt.data.datasets.base import PatchDataset
 from spectralgpt.data.demo import demo_scene
 from spectralgpt.data.paths import local
@@ -84,7 +84,7 @@ def verify(root: str) -> str:
 def _open(
     root: str, dataset: str | None, split: str, bands: Sequence[str] | None, options: Sequence[str]
 ) -> tuple[PatchDataset, str]:
-    if dataset == "shards":
+    if dataset == SHARDS:
         return Shards(root, split, bands), dataset
     kind = dataset or detect(root)
     return open_dataset(kind, root, split, bands, **parse_options(options)), kind

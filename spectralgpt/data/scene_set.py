@@ -21,6 +21,7 @@ from weakref import WeakValueDictionary
 import numpy as np
 
 from spectralgpt.data.bands import SENTINEL2_12, sensor_card
+from spectralgpt.data.datasets import NAMES, SHARDS
 from spectralgpt.data.demo import demo_scene
 from spectralgpt.data.discover import find_scenes
 from spectralgpt.data.normalize import Normalization, Normalizer, Survey
@@ -89,6 +90,11 @@ class DataConfig:
         object.__setattr__(self, "crop_area", tuple(self.crop_area))
         if self.band_order is not None:
             object.__setattr__(self, "band_order", tuple(self.band_order))
+        if self.dataset not in (None, *NAMES, SHARDS):
+            raise UserError(
+                f"data.dataset: expected one of {', '.join(NAMES)}, or {SHARDS}, got {self.dataset!r}; "
+                "null cuts windows from scenes"
+            )
         if self.band_order is not None and self.dataset is not None:
             raise UserError(
                 f"data.band_order: expected none with data.dataset {self.dataset}; data sets that take one have it in "

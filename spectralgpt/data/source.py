@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 
 from spectralgpt.data.bands import SensorCard
 from spectralgpt.data.batch import Batch, Key, Views, to_images
-from spectralgpt.data.datasets import open_dataset
+from spectralgpt.data.datasets import SHARDS, open_dataset
 from spectralgpt.data.datasets.base import PatchDataset
 from spectralgpt.data.datasets.dates import SingleDates
 from spectralgpt.data.datasets.scene import SceneWindows, open_windows
@@ -27,8 +27,6 @@ from spectralgpt.data.scene_set import DataConfig, Split
 from spectralgpt.data.shards import Shards
 from spectralgpt.data.views import ViewConfig
 from spectralgpt.errors import UserError
-
-SHARDS = "shards"
 
 
 def open_source(

@@ -93,9 +93,9 @@ def test_raw_batches_travel_as_integers():
     assert images(batch, CPU)["image"].dtype == torch.float32
 
 
-def test_an_unknown_data_set_is_named(tmp_path):
-    with pytest.raises(UserError, match="data set 'eurosatt'"):
-        open_source(DataConfig(str(tmp_path), "eurosatt"), 16, PATCH, "train", 0)
+def test_an_unknown_data_set_is_named_beside_all_that_a_recipe_takes():
+    with pytest.raises(UserError, match=r"data\.dataset: expected one of eurosat, .*folder, or shards, got 'eurosatt'"):
+        DataConfig("archive", "eurosatt")
 
 
 @pytest.mark.parametrize("key", ["options", "train_options"])

@@ -27,6 +27,8 @@ NAMES = {
     "folder": "Folder",
 }
 """Data sets by name, and the class in the module of that name."""
+SHARDS = "shards"
+"""In place of a name: copies of any of them, which tell what they were made of."""
 
 
 def open_dataset(
