@@ -183,6 +183,10 @@ class RunConfig:
         if not 0 < self.data.val_fraction < 1:
             raise UserError(f"data.val_fraction: expected a share between 0 and 1, got {self.data.val_fraction}")
 
+    def can_recompute(self, choice: Recompute) -> bool:
+        """Whether the backward pass can compute this again: a graph cannot draw a block's dropped paths twice."""
+        return not (choice == "blocks" and self.speed.cuda_graph and self.model.drop_path)
+
     def _check_task(self) -> None:
         if self.task == "pretrain" and self.model.weights is not None:
             raise UserError("model.weights: expected a task with labels beside it, got pretrain; stages continue a run")
@@ -206,7 +210,7 @@ class RunConfig:
             return
         if self.speed.parallel == "fsdp":
             raise UserError("speed.cuda_graph: expected speed.parallel ddp beside it, got fsdp; turn one of them off")
-        if self.speed.recompute == "blocks" and self.model.drop_path:
+        if self.speed.recompute != "auto" and not self.can_recompute(self.speed.recompute):
             raise UserError(
                 "speed.cuda_graph: expected no model.drop_path beside speed.recompute blocks, got "
                 f"{self.model.drop_path}; choose recompute light"

@@ -65,10 +65,8 @@ def choose(config: RunConfig, stage: StageConfig, model: ModelConfig, memory: in
         ema=config.ema is not None,
     )
     plan = make_plan(model, training, memory, DEVICES["h100"])
-    open_to = (
-        ["none", "light"] if config.speed.cuda_graph and config.model.drop_path else RECOMPUTE
-    )  # as the recipe's check
-    allowed = tuple(choice for choice in plan.choices if choice.recompute in (open_to if asked == "auto" else [asked]))
+    open_to = list(filter(config.can_recompute, RECOMPUTE)) if asked == "auto" else [asked]
+    allowed = tuple(choice for choice in plan.choices if choice.recompute in open_to)
     chosen = replace(plan, choices=allowed).choose(min(share, stage.micro_batch or _ENOUGH))
     passes = math.ceil(share / (stage.micro_batch or max(1, chosen.micro_batch)))
     return Passes(min(share, stage.micro_batch or math.ceil(share / passes)), chosen.recompute, planned=True)

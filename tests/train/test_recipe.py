@@ -88,6 +88,11 @@ def test_a_whole_list_can_be_given() -> None:
         ({"keep_checkpoints": "1"}, "keep_checkpoints: expected at least 2, got 1"),
         ({"name": "a/b"}, "name: expected a plain folder name"),
         ({"data.bands": "[B04, B03"}, "--data.bands: "),
+        ({"data.dataset": "eurosatt"}, "segmunich, folder, or shards, got 'eurosatt'; null cuts windows from scenes"),
+        (
+            {"speed.cuda_graph": "true", "speed.recompute": "blocks", "model.drop_path": "0.1"},
+            "expected no model.drop_path beside speed.recompute blocks, got 0.1; choose recompute light",
+        ),
     ],
 )
 def test_mistakes_are_named_in_one_line(options: dict[str, str], message: str) -> None:
