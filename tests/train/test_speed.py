@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from spectralgpt.train import speed
 from spectralgpt.train.flops import gemm_rate
@@ -55,6 +57,28 @@ def test_memory_is_that_of_the_process() -> None:
 
 def test_what_the_bar_shows() -> None:
     assert str(Reading(12.0, 0.456, 12.34e9, 0.015)) == "MFU 46%, 12.3 GB, loader 2%"
+
+
+class Products(TorchDispatchMode):
+    """Notes the order in memory of both sides of each matrix product."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.orders: set[tuple[bool, bool]] = set()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is torch.ops.aten.mm.default:
+            self.orders.add((args[0].is_contiguous(), args[1].is_contiguous()))
+        return function(*args, **kwargs or {})
+
+
+def test_the_rate_is_that_of_products_as_layers_do_them() -> None:
+    """In 16 bits a CPU takes other ways for other orders: a model reached 700 % of the rate of plain `mm`."""
+    with Products() as layer:
+        torch.nn.Linear(8, 8, bias=False)(torch.ones(8, 8))
+    with Products() as rate:
+        gemm_rate.__wrapped__("cpu", torch.float32)
+    assert rate.orders == layer.orders != set()
 
 
 def test_the_rate_is_measured_once_and_leaves_the_generator_alone() -> None:
