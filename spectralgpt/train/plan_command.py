@@ -58,7 +58,10 @@ def _from_recipe(options: dict[str, Any]) -> list[Case]:
         )
     config = recipe.build(recipe.read(options["config"]))
     if config.task != "pretrain":
-        raise UserError(f"--config: expected a recipe of pretraining, got {config.task}; plan counts an autoencoder")
+        raise UserError(
+            f"--config: expected a recipe of pretraining, got {config.task}: plan counts an autoencoder; train without "
+            "a plan: passes are halved where memory runs out, and the bar shows memory and time left"
+        )
     return [_stage(options, config, stage) for stage in config.stages]
 
 
