@@ -76,7 +76,7 @@ class StageConfig:
         lr: learning rate after the warm-up.
         schedule: how it falls to `min_lr` from there: half a cosine, (1 - done)^0.9, or by an equal factor per step.
         min_lr: learning rate at the end.
-        warmup_steps: steps of linear warm-up.
+        warmup_steps: steps of linear warm-up, at most all of the stage.
         warmup_epochs: the same in passes over the data; 0 leaves it to `warmup_steps`.
         mask_ratio: share of tokens hidden from the encoder.
         optimizer: on entering, keep the moments (and the average of `ema`) of the stage before or start with none.

@@ -274,4 +274,9 @@ def _fitted(config: RunConfig, index: int, count: int) -> StageConfig:
         )
     steps = stage.epochs * count // stage.windows_per_step if stage.epochs else stage.steps
     warmup = stage.warmup_epochs * count // stage.windows_per_step if stage.warmup_epochs else stage.warmup_steps
+    if warmup > steps:  # the learning rate would never reach its value
+        raise UserError(
+            f"{key}.warmup_{'epochs' if stage.warmup_epochs else 'steps'}: expected a warm-up of at most the stage's "
+            f"{steps} steps, got {warmup} steps; shorten the warm-up"
+        )
     return replace(stage, steps=steps, warmup_steps=warmup)

@@ -21,7 +21,10 @@ SMALL = {
     "threads": 1,
     "device": "cpu",
     "model": {"embed_dim": 32, "depth": 1, "num_heads": 2, "decoder_embed_dim": 32, "decoder_depth": 1},
-    "stages": [{"image_size": 16, "steps": 2, "batch_size": 2}, {"image_size": 24, "steps": 1, "batch_size": 2}],
+    "stages": [
+        {"image_size": 16, "steps": 2, "batch_size": 2, "warmup_steps": 1},
+        {"image_size": 24, "steps": 1, "batch_size": 2, "warmup_steps": 1},
+    ],
 }
 
 

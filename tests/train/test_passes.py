@@ -61,7 +61,7 @@ def test_a_run_goes_by_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     """A machine of which the context leaves 1.3 MB, 0.8 of which a model takes."""
     synthetic_scene(tmp_path / "scene.tif", 64, 128, seed=1)
     monkeypatch.setattr(run, "memory_of", lambda device: int((0.6e9 + 1.34e6) / 0.97))
-    stage = {"image_size": 16, "batch_size": 8, "mask_ratio": 0.75, "steps": 1}
+    stage = {"image_size": 16, "batch_size": 8, "mask_ratio": 0.75, "steps": 1, "warmup_steps": 0}
     path = small_run.write_recipe(tmp_path, tmp_path / "scene.tif", stages=[stage], precision="fp32")
     prepared = run.prepare(recipe.build(recipe.read(path)), None)
     assert prepared.passes.planned and 1 < prepared.passes.micro_batch < 8

@@ -174,7 +174,7 @@ def built(folder: Path, scene: Path, **changes: Any) -> Any:
 def test_epochs_become_steps_and_each_stage_sees_every_window_once_per_epoch(
     scenes: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    first = {"image_size": 24, "steps": 3, "batch_size": 2}
+    first = {"image_size": 24, "steps": 3, "batch_size": 2, "warmup_steps": 1}
     second = {"image_size": 16, "epochs": 5, "warmup_epochs": 1, "batch_size": 4, "accumulate": 2}
     run = prepare(built(tmp_path, scenes[0], stages=[first, second]), None)
     count = len(run.windows[1][0])
@@ -211,6 +211,14 @@ def test_a_stage_has_keys_of_its_own_over_the_runs_data(scenes: tuple[Path, Path
         ({"batch_size": 5, "accumulate": 5}, r"stages\.1\.batch_size: expected at most the 24 windows .* got 5 x 5"),
         ({"data": {"bands": ["B02", "B77"]}}, r"B77"),
         ({"data": {"sensor": "landsat_oli"}}, r"B01|B09|B11|B12|B8A"),
+        (
+            {"steps": 9, "warmup_steps": 10},
+            r"stages\.1\.warmup_steps: expected .* the stage's 9 steps, got 10 steps; shorten",
+        ),
+        (
+            {"epochs": 1, "warmup_epochs": 2},
+            r"stages\.1\.warmup_epochs: expected .* the stage's 12 steps, got 24 steps",
+        ),
         ({"micro_batch": 0}, r"stages\.1\.micro_batch: expected at least 1, got 0"),
         ({"mask_ratio": 0.99}, r"stages\.1\.mask_ratio: expected one that hides some but not all of the 16 tokens"),
     ],

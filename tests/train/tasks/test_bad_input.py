@@ -68,7 +68,11 @@ def test_weights_of_another_size_or_normalisation(eurosat: Path, weights: Path, 
             model={**model, "depth": 3})  # fmt: skip
     refused(r"data\.normalization: expected none as for the weights \(auto takes it\), got minmax; --finetune\.other_",
             tmp_path, *what, model=model, data={"normalization": "minmax"})  # fmt: skip
-    allowed = {"data": {"normalization": "minmax"}, "finetune": {"other_normalization": True}, "stage": {"steps": 1}}
+    allowed = {
+        "data": {"normalization": "minmax"},
+        "finetune": {"other_normalization": True},
+        "stage": {"steps": 1, "warmup_steps": 1},
+    }
     path = labelled.recipe(tmp_path, *what, model=model, validate_every=0, **allowed)
     assert run_training({"config": str(path)}) == 0
 
@@ -77,7 +81,11 @@ def test_other_bands_move_by_wavelength_with_a_report_or_are_refused(
     eurosat: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     what = ("single_label", eurosat, "eurosat", ["partial=true"])
-    bands = {"data": {"bands": ["B04", "B03", "B02", "B08", "B11", "B12"]}, "validate_every": 0, "stage": {"steps": 1}}
+    bands = {
+        "data": {"bands": ["B04", "B03", "B02", "B08", "B11", "B12"]},
+        "validate_every": 0,
+        "stage": {"steps": 1, "warmup_steps": 1},
+    }
     path = labelled.recipe(tmp_path, *what, model={"weights": str(weights)}, **bands)
     assert run_training({"config": str(path)}) == 0
     shown = capsys.readouterr().out
@@ -112,7 +120,9 @@ def test_masks_that_do_not_fit_their_images(tmp_path: Path) -> None:
 
 
 def test_other_classes_on_resume_are_told(eurosat: Path, tmp_path: Path) -> None:
-    path = labelled.recipe(tmp_path, "single_label", eurosat, "eurosat", ["partial=true"], stage={"steps": 1})
+    path = labelled.recipe(
+        tmp_path, "single_label", eurosat, "eurosat", ["partial=true"], stage={"steps": 1, "warmup_steps": 1}
+    )
     assert run_training({"config": str(path)}) == 0
     with pytest.raises(UserError, match="--resume: expected the model the run began with, got other values of task"):
         run_training({"resume": str(tmp_path / "runs/run"), "task": "multi_label", "allow-config-change": ""})
