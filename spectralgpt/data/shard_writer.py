@@ -31,6 +31,7 @@ from spectralgpt.data.shard_file import (
     VERSION,
 )
 from spectralgpt.errors import UserError
+from spectralgpt.files import publish
 
 _ALIGNMENT = 64
 _NO_PLACE = (0.0,) * 6
@@ -108,9 +109,7 @@ class ShardWriter:
         self._file.seek(0)
         self._file.write(len(header).to_bytes(8, "little") + header)
         self._file.flush()
-        os.fsync(self._file.fileno())
-        self._partial.replace(self._path)
-        sync_folder(self._path.parent)
+        publish(self._partial, self._path)
 
     def _arrays(self, bad: list[tuple[str, str]]) -> dict[str, NDArray[Any]]:
         texts = {"names": bytes(self._names), "crs_names": _json(list(self._crs_names)), "bad": _json(bad)}
@@ -125,15 +124,6 @@ class ShardWriter:
         arrays["transform"] = arrays["transform"].reshape(-1, 6)
         arrays["shape"] = arrays["shape"].reshape(-1, 4)
         return arrays
-
-
-def sync_folder(folder: Path) -> None:
-    """Puts a folder's list of names on disk, which a rename alone does not."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _payload(record: Record) -> bytes:

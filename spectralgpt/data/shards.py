@@ -9,7 +9,6 @@ with `verify=True`, or all at once by `spectralgpt prepare verify`.
 from __future__ import annotations
 
 import json
-import os
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields
@@ -25,8 +24,8 @@ from spectralgpt.data.datasets.base import Labels, PatchDataset, Sample
 from spectralgpt.data.paths import local
 from spectralgpt.data.record import Record
 from spectralgpt.data.shard_file import VERSION, Entry, Shard
-from spectralgpt.data.shard_writer import sync_folder
 from spectralgpt.errors import UserError
+from spectralgpt.files import replacing
 
 INDEX = "index.json"
 
@@ -180,17 +179,8 @@ def read_index(folder: Path) -> dict[str, Any]:
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
     """Writes values with their hash; the file appears whole or not at all, and is on disk afterwards."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with partial.open("w") as file:
-            json.dump({**values, "hash": _hash(values)}, file, indent=1)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-    sync_folder(path.parent)
+    with replacing(path) as draft:
+        draft.write_text(json.dumps({**values, "hash": _hash(values)}, indent=1) + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -8,8 +8,7 @@ Nothing read here can run code.
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +18,7 @@ from torch import Tensor
 
 import spectralgpt
 from spectralgpt.errors import UserError
+from spectralgpt.files import replacing
 from spectralgpt.models.card import model_card
 from spectralgpt.models.config import ModelConfig, make_config
 from spectralgpt.models.safe_load import load_weights
@@ -74,11 +74,13 @@ def write_pretrained(
     whole = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _replace(folder / WEIGHTS_FILE, lambda path: save_file(whole, path, metadata={"format": "pt"}))
+        with replacing(folder / WEIGHTS_FILE) as draft:
+            write_weights(draft, whole)
         if not (folder / CARD_FILE).exists():
-            card = model_card(kind, config, normalization, head)
-            _replace(folder / CARD_FILE, lambda path: path.write_text(card, encoding="utf-8"))
-        _replace(folder / CONFIG_FILE, lambda path: path.write_text(text, encoding="utf-8"))
+            with replacing(folder / CARD_FILE) as draft:
+                draft.write_text(model_card(kind, config, normalization, head), encoding="utf-8")
+        with replacing(folder / CONFIG_FILE) as draft:
+            draft.write_text(text, encoding="utf-8")
     except (OSError, SafetensorError) as error:
         raise UserError(f"{folder}: expected a folder that can be written, got: {error}") from error
 
@@ -113,16 +115,13 @@ def read_pretrained(folder: str | Path) -> SavedModel:
     return SavedModel(kind, config, normalization, tensors, head)
 
 
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    """Lets `write` fill a temporary file beside `path`, then puts it in its place in one step."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.touch()
-        mode = temporary.stat().st_mode  # safetensors would let the owner alone read
-        write(temporary)
-        temporary.chmod(mode)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+def write_weights(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Writes contiguous tensors to a new safetensors file.
+
+    Raises:
+        OSError, SafetensorError: the disk is full or refuses.
+    """
+    path.touch()
+    mode = path.stat().st_mode  # as of any new file; safetensors would let the owner alone read
+    save_file(tensors, path, metadata={"format": "pt"})
+    path.chmod(mode)

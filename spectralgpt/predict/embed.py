@@ -27,6 +27,7 @@ from spectralgpt.data.raster import Bools
 from spectralgpt.data.raster_write import RasterLayout, blaming_writes, read_layout, read_parts, write_cog
 from spectralgpt.data.scene import Scene
 from spectralgpt.errors import UserError
+from spectralgpt.files import publish
 from spectralgpt.heads.features import feature_maps
 from spectralgpt.models.encoder import Encoder
 from spectralgpt.predict.array import Function
@@ -36,7 +37,6 @@ from spectralgpt.predict.layers import value_layer
 from spectralgpt.predict.padded import PaddedScene
 from spectralgpt.predict.scene import predict_scene
 from spectralgpt.predict.windows import Floats
-from spectralgpt.predict.work import publish
 from spectralgpt.viz.scene_figure import save_picture
 
 _BLOCK, _BLOCKS = 64, 8  # pixels, and how many along each side, that the mean colours come from

@@ -30,6 +30,7 @@ from spectralgpt.data.raster import Bools
 from spectralgpt.data.raster_write import BLOCK, blaming_writes, write_cog
 from spectralgpt.data.scene import Scene
 from spectralgpt.errors import UserError
+from spectralgpt.files import publish
 from spectralgpt.models.autoencoder import Autoencoder
 from spectralgpt.models.base import arrange_bands
 from spectralgpt.models.reconstruction import Rebuilding, Reconstruction, as_image
@@ -38,7 +39,7 @@ from spectralgpt.predict.layers import Layer, value_layer
 from spectralgpt.predict.padded import PaddedScene
 from spectralgpt.predict.scene import spare_inputs
 from spectralgpt.predict.windows import Floats, Windows
-from spectralgpt.predict.work import Work, publish
+from spectralgpt.predict.work import Work
 from spectralgpt.viz.figures import Example, reconstruction_figure
 from spectralgpt.viz.gallery import colour_bands
 from spectralgpt.viz.scene_figure import Overview, overview_figure

@@ -22,13 +22,14 @@ from spectralgpt.data.normalize import Normalization
 from spectralgpt.data.raster_write import BLOCK, blaming_writes, names_file, read_tags, write_cog
 from spectralgpt.data.scene import Scene
 from spectralgpt.errors import UserError
+from spectralgpt.files import publish
 from spectralgpt.predict.array import Function, overlap_pixels
 from spectralgpt.predict.layers import Layer
 from spectralgpt.predict.ranks import ALONE, Ranks
 from spectralgpt.predict.source import Source
 from spectralgpt.predict.stream import share, stream
 from spectralgpt.predict.windows import Windows
-from spectralgpt.predict.work import Work, publish
+from spectralgpt.predict.work import Work
 
 FORMAT = 1
 """Of work folders; a change of what the same settings give."""

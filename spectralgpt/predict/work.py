@@ -24,6 +24,7 @@ import xxhash
 
 from spectralgpt.data.raster import Pixels
 from spectralgpt.errors import UserError
+from spectralgpt.files import replacing
 from spectralgpt.predict.windows import Floats
 
 _SETTINGS = "settings.json"
@@ -66,7 +67,7 @@ class Work:
         """A plain value that an interrupted run need not find again; made where it is not there yet."""
         path = self.folder / f"{key}.json"
         if make is not None and not path.exists():
-            self._write(path, json.dumps(make()))
+            _write(path, json.dumps(make()))
         return json.loads(path.read_text(encoding="utf-8"))
 
     def nbytes(self) -> int:
@@ -132,7 +133,7 @@ class Work:
         path = self.folder / _SETTINGS
         if restart or not path.exists():  # what is there without settings is half-removed
             self._clear()
-            self._write(path, text)
+            _write(path, text)
             return
         before, now = json.loads(path.read_text(encoding="utf-8")), json.loads(text)
         differ = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
@@ -148,12 +149,6 @@ class Work:
         for path in self.folder.iterdir():
             if path.name != _LOCK:
                 path.unlink()
-
-    def _write(self, path: Path, text: str) -> None:
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        temporary.write_text(text, encoding="utf-8")
-        _sync(temporary)
-        temporary.rename(path)
 
 
 class BatchLog:
@@ -190,16 +185,6 @@ class BatchLog:
             file.write(content)
 
 
-def publish(temporary: Path, final: Path) -> None:
-    """Makes a finished file appear under its name in one step."""
-    _sync(temporary)
-    os.replace(temporary, final)
-    _sync(final.parent)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _write(path: Path, text: str) -> None:
+    with replacing(path) as draft:
+        draft.write_text(text, encoding="utf-8")

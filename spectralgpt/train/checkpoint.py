@@ -17,12 +17,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import safetensors.torch
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
 from spectralgpt.errors import UserError
+from spectralgpt.models.checkpoint import write_weights
 from spectralgpt.models.safe_load import load_tensors, load_weights, tensors_in
 from spectralgpt.train import distributed, durable
 
@@ -236,11 +236,10 @@ def shared(saved: Checkpoint | None) -> Checkpoint | None:
 
 
 def _write(folder: Path, checkpoint: Checkpoint) -> None:
-    safetensors.torch.save_file(checkpoint.weights, folder / WEIGHTS)
+    write_weights(folder / WEIGHTS, checkpoint.weights)
     # An open file: a full disk is an OSError here, not PyTorch's "unexpected pos".
     with open(folder / STATE, "wb") as file:
         torch.save(checkpoint.state, file)
-    shutil.copymode(folder / STATE, folder / WEIGHTS)  # safetensors would let the owner alone read
 
 
 def _require_finite(checkpoint: Checkpoint) -> None:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from spectralgpt.errors import UserError
+from spectralgpt.files import publish, sync
 
 FORMAT = 1
 """Of the folders written here; a reader refuses newer ones."""
@@ -94,12 +95,10 @@ def digest(content: Mapping[str, Any]) -> str:
 
 
 def replace_file(path: Path, text: str) -> None:
-    """Writes a small file that appears whole or keeps its former content."""
+    """Writes a file that appears whole or keeps its former content, by way of a name that `clear` knows."""
     temporary = path.with_name(f"{_TEMPORARY}{path.name}")
     temporary.write_text(text, encoding="utf-8")
-    sync(temporary)
-    os.replace(temporary, path)
-    sync(path.parent)
+    publish(temporary, path)
 
 
 def discard(folder: Path) -> None:
@@ -122,15 +121,6 @@ def remove(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
-
-
-def sync(path: Path) -> None:
-    """Returns once a file's or folder's content is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _seal(folder: Path, record: Mapping[str, Any]) -> None:

@@ -16,7 +16,8 @@ from pathlib import Path
 from types import TracebackType
 
 from spectralgpt.errors import UserError
-from spectralgpt.train.durable import sync
+from spectralgpt.files import sync
+from spectralgpt.train.durable import replace_file
 
 _LOCK = ".lock"
 
@@ -68,10 +69,7 @@ class RunFolder:
 
     def write_config(self, text: str) -> None:
         """Stores the recipe and makes the inner folders: from here on the folder holds a run."""
-        temporary = self.config.with_name(f".{self.config.name}.tmp")
-        temporary.write_text(text, encoding="utf-8")
-        sync(temporary)
-        os.replace(temporary, self.config)
+        replace_file(self.config, text)
         self.figures.mkdir(exist_ok=True)
         self.checkpoints.mkdir(exist_ok=True)
         for folder in (self.path, self.path.parent):  # or a power cut takes the way to the checkpoints with it

@@ -26,6 +26,7 @@ from spectralgpt.data.loader import Key
 from spectralgpt.train import distributed
 from spectralgpt.train.boards import Boards
 from spectralgpt.train.config import RunConfig, StageConfig
+from spectralgpt.train.durable import replace_file
 from spectralgpt.train.folder import RunFolder
 from spectralgpt.train.run import Progress, Run
 from spectralgpt.train.speed import Speed
@@ -184,9 +185,4 @@ def keep_rows(path: Path, step: int) -> None:
         except (ValueError, KeyError, TypeError):
             break
         kept.append(line)
-    temporary = path.with_name(f".{path.name}.tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.writelines(kept)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    replace_file(path, "".join(kept))

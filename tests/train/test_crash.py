@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import safetensors.torch
 import torch
 
+from spectralgpt.models import checkpoint as weights
 from spectralgpt.train import durable
 from spectralgpt.train.checkpoint import Checkpoints, read
 from tests.train.saving import assert_is, flip, in_child, make
@@ -43,7 +43,7 @@ class Disk:
         for name in ("mkdir", "rename", "replace", "unlink", "rmdir"):
             setattr(os, name, self._counted(name, getattr(os, name)))
         os.fsync = self._fsync(os.fsync)
-        safetensors.torch.save_file = self._counted("write", safetensors.torch.save_file, path=1)
+        weights.save_file = self._counted("write", weights.save_file, path=1)
         opened = self._opened(io.open)
         io.open = builtins.open = opened
 
