@@ -24,6 +24,7 @@ import shutil
 import subprocess
 import sys
 import time
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,7 @@ def trained(name: str, task: str, arm: str, data: dict[str, Any], finetune: dict
         "checkpoint_every": 0,
     }
     if arm == "random":
-        tree["data"]["normalization"] = str(_statistics(args))
+        tree["data"]["normalization"] = str(_statistics_file(args))
     run, file = args.runs / tree["name"], args.runs / f"{tree['name']}.yaml"
     if not (run / "model" / "config.json").exists():
         args.runs.mkdir(parents=True, exist_ok=True)
@@ -100,21 +101,22 @@ def trained(name: str, task: str, arm: str, data: dict[str, Any], finetune: dict
     return run
 
 
-def _statistics(args: argparse.Namespace) -> Path:
-    """The pretraining's fixed normalisation as a statistics file, so that both arms see the same numbers."""
-    normalization = read_pretrained(args.weights / "model").normalization
-    if normalization is None or normalization["method"] != "fixed":
+@cache
+def statistics(weights: Path) -> tuple[tuple[str, ...], Floats, Floats]:
+    """Bands, means and deviations of the pretraining's fixed normalisation."""
+    rule = read_pretrained(weights / "model").normalization
+    if rule is None or rule["method"] != "fixed":
         raise SystemExit("--weights: expected a pretraining with fixed statistics (data.normalization: FILE)")
+    return tuple(rule["band_names"]), np.array(rule["offset"]), 1 / np.array(rule["scale"])
+
+
+def _statistics_file(args: argparse.Namespace) -> Path:
+    """The same as a file, so that both arms see the same numbers."""
+    names, mean, std = statistics(args.weights)
     path: Path = args.runs / "normalization.json"
-    record = {
-        "format": "spectralgpt-statistics",
-        "version": 1,
-        "band_names": list(normalization["band_names"]),
-        "mean": list(normalization["offset"]),
-        "std": [1 / value for value in normalization["scale"]],
-    }
+    record = {"format": "spectralgpt-statistics", "version": 1, "band_names": names}
     args.runs.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(record))
+    path.write_text(json.dumps({**record, "mean": mean.tolist(), "std": std.tolist()}))
     return path
 
 
@@ -146,20 +148,20 @@ def by_threshold(values: dict[str, Floats], changed: dict[str, NDArray[np.bool_]
 
 def standardised(args: argparse.Namespace) -> PatchDataset:
     """The cities with each band of each image at the mean and deviation that the pretraining saw."""
-    folder, rule = args.runs / "cities", json.loads(_statistics(args).read_text())
-    mean, std = (np.array(rule[key])[:, None, None] for key in ("mean", "std"))
-    cities = open_dataset("oscd", args.oscd, "train", rule["band_names"], partial=True)
+    folder, (names, mean, std) = args.runs / "cities", statistics(args.weights)
+    cities = open_dataset("oscd", args.oscd, "train", names, partial=True)
     for index in range(len(cities)):
         record, city = cities.read(index), Path("images", cities.name(index))
         for date, pixels in enumerate(record.pixels.astype(np.float64), 1):
             z = (pixels - pixels.mean((1, 2), keepdims=True)) / pixels.std((1, 2), keepdims=True)
+            moved = z * std[:, None, None] + mean[:, None, None]
             place = folder / city / f"imgs_{date}_rect"
             place.mkdir(parents=True, exist_ok=True)
-            for band, values in zip(rule["band_names"], (z * std + mean).astype(np.float32), strict=True):
+            for band, values in zip(names, moved.astype(np.float32), strict=True):
                 write_geotiff(place / f"{band}.tif", values[None], (band,), crs=None, transform=(1, 0, 0, 0, 1, 0))
         shutil.copy(args.oscd / city / "dates.txt", folder / city)
     shutil.copytree(args.oscd / "train_labels", folder / "train_labels", dirs_exist_ok=True)
-    return open_dataset("oscd", folder, "train", rule["band_names"], partial=True)
+    return open_dataset("oscd", folder, "train", names, partial=True)
 
 
 def change_fold(test: str, cities: PatchDataset, args: argparse.Namespace) -> dict[str, Any]:
@@ -167,9 +169,11 @@ def change_fold(test: str, cities: PatchDataset, args: argparse.Namespace) -> di
     records = {cities.name(index): cities.read(index) for index in range(len(cities))}
     names = list(records)
     changed = {name: records[name].mask.ravel() == 1 for name in names}
-    rule = json.loads(_statistics(args).read_text())
-    mean, std = (np.array(rule[key])[:, None] for key in ("mean", "std"))
-    dates = {name: (r.pixels.reshape(2, len(mean), -1) - mean) / std for name, r in records.items()}
+    _, mean, std = statistics(args.weights)
+    dates = {
+        name: (record.pixels.reshape(2, len(mean), -1) - mean[:, None]) / std[:, None]
+        for name, record in records.items()
+    }
     lengths = {name: np.sqrt(((after - before) ** 2).sum(0)) for name, (before, after) in dates.items()}
     pixels = {name: np.concatenate([b, a, np.abs(a - b)]).T for name, (b, a) in dates.items()}
     train = [name for name in names if name != test]

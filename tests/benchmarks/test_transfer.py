@@ -3,12 +3,16 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from sklearn.metrics import f1_score
+
+import spectralgpt
+from spectralgpt.data.statistics import load_mean_std
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
@@ -33,6 +37,28 @@ def test_a_test_city_has_no_say_in_its_threshold():
     assert dense_transfer.by_threshold(values, changed, "c") > 0.9
     changed["c"] = values["c"] > 1.5  # its own best threshold would give 1
     assert dense_transfer.by_threshold(values, changed, "c") < 0.9
+
+
+def test_both_arms_see_the_numbers_of_the_pretraining(tmp_path):
+    model = spectralgpt.create_model(
+        "tiny", image_size=16, bands=("B04", "B03", "B02"), embed_dim=16, depth=1, num_heads=2
+    )
+    model.normalization = {
+        "method": "fixed",
+        "band_names": ["B04", "B03", "B02"],
+        "offset": [3, 2, 1],
+        "scale": [0.5, 0.25, 1],
+    }
+    model.save_pretrained(tmp_path / "fixed" / "model")
+    known = ("B04", "B03", "B02"), (3, 2, 1), (2, 4, 1)
+    names, mean, std = dense_transfer.statistics(tmp_path / "fixed")
+    assert (names, tuple(mean), tuple(std)) == known
+    args = argparse.Namespace(weights=tmp_path / "fixed", runs=tmp_path / "runs")
+    assert load_mean_std(dense_transfer._statistics_file(args)) == known
+    model.normalization = {**model.normalization, "method": "percentile"}
+    model.save_pretrained(tmp_path / "percentile" / "model")
+    with pytest.raises(SystemExit, match="expected a pretraining with fixed statistics"):
+        dense_transfer.statistics(tmp_path / "percentile")
 
 
 def test_every_image_is_held_out_once_per_repeat():
