@@ -150,9 +150,7 @@ def predict(arguments: Sequence[str]) -> int:
     parser.add_argument("--out", type=Path, required=True, help="the map (.tif), or a folder for maps")
     parser.add_argument("--probabilities", action="store_true", help="also write OUT-probabilities.tif")
     parser.add_argument("--window", type=int, metavar="PIXELS", help="side of a window (the model's image size)")
-    parser.add_argument(
-        "--overlap", type=float, default=0.25, help="share of the side that neighbours share (%(default)s)"
-    )
+    parser.add_argument("--overlap", type=float, help="share of the side that neighbours share (0.25; classifiers 0.5)")
     parser.add_argument(
         "--mask", dest="masks", action="append", default=[], metavar="FILE", help="not 0: leave out; repeatable"
     )

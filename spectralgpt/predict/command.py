@@ -50,7 +50,8 @@ class PredictOptions:
         out: the map, ending in .tif; or a folder, which gets `<scene>.tif` of each, as several scenes need.
         probabilities: also write `<out>-probabilities.tif`.
         window: rows and columns of a window; None for those the model is made for.
-        overlap: share of a window's side that it has in common with each neighbour at least.
+        overlap: share of a window's side that it has in common with each neighbour at least; None is 0.25, and 0.5 for
+            a classifier.
         batch_size: windows at a time.
         masks: rasters that are not 0 where pixels are left out.
         nodata: of the map.
@@ -65,7 +66,7 @@ class PredictOptions:
     out: Path
     probabilities: bool = False
     window: int | None = None
-    overlap: float = 0.25
+    overlap: float | None = None
     batch_size: int = 16
     masks: Sequence[str] = ()
     nodata: int = NODATA
@@ -158,6 +159,9 @@ def _predict(
         precision = "bf16" if device.type == "cuda" else "fp32"
     size = options.window or window_side(model.config)
     model.config.grid_of(size, size)  # refuses sizes that the patch does not divide
+    overlap = options.overlap
+    if overlap is None:  # where a window has one class, a quarter would leave its square to be seen
+        overlap = 0.25 if model.head_config.dense else 0.5
     if ranks.rank == 0:
         _say_what_is_unusual(scenes)
     is_new = predict_scene(
@@ -166,7 +170,7 @@ def _predict(
         _layers(model, first, out, options),
         partial(normalize, model=model, options=inputs),
         size=size,
-        overlap=options.overlap,
+        overlap=overlap,
         batch_size=options.batch_size,
         masks=[Mask(path, first) for path in options.masks],
         identity={

@@ -117,6 +117,15 @@ def test_the_map_is_what_the_model_says(tmp_path, folder, image):
     assert np.array_equal(read(out)[0][valid.all(0)], expected.numpy()[valid.all(0)])
 
 
+@pytest.mark.parametrize(("task", "overlap"), [("segmentation", 0.25), ("single_label", 0.5), ("multi_label", 0.5)])
+def test_windows_with_one_class_share_half_their_side(tmp_path, folder, image, task, overlap, capsys):
+    out, run = tmp_path / "map.tif", folder(task)
+    assert predict(image, "--model", run, "--out", out) == 0
+    capsys.readouterr()
+    assert predict(image, "--model", run, "--out", out, "--overlap", overlap) == 0
+    assert "is there already, made by the same settings" in capsys.readouterr().out
+
+
 def test_class_names_are_where_gis_programs_look(tmp_path, folder, image):
     """GDAL itself reads them back where it is installed; without what our process sets, which leaves sidecars alone."""
     out = tmp_path / "map.tif"
