@@ -8,6 +8,8 @@
 #include <exception>
 #include <type_traits>
 
+#include "core/stream.h"
+
 #if defined(_OPENMP)
 #include <omp.h>
 #endif
@@ -37,6 +39,7 @@ void parallel_for([[maybe_unused]] int num_threads, int64_t count, [[maybe_unuse
             const int64_t team = omp_get_num_threads(), me = omp_get_thread_num();
             try {
                 for (int64_t i = count * me / team; i < count * (me + 1) / team; ++i) call(i, me);
+                finish_streams();
             } catch (...) {
 #pragma omp critical
                 error = std::current_exception();
@@ -47,6 +50,7 @@ void parallel_for([[maybe_unused]] int num_threads, int64_t count, [[maybe_unuse
     }
 #endif
     for (int64_t i = 0; i < count; ++i) call(i, 0);
+    finish_streams();
 }
 
 }  // namespace spectral

@@ -51,14 +51,18 @@ struct Chunk {
 int64_t chunks(int64_t num_tokens) { return (num_tokens + kTokensPerChunk - 1) / kTokensPerChunk; }
 
 template <class O, class V>
-SPECTRAL_SIMD void assemble_chunk(const AssembleParams& params, const Chunk& chunk, int64_t sample) {
+SPECTRAL_SIMD void assemble_chunk(const AssembleParams& params, const Chunk& chunk, int64_t sample, bool past_caches) {
     using A = accumulator_t<O>;
     const int64_t channels = params.channels;
-    const auto add = [channels](O* out, const auto* token, const A* position) {
+    const auto add = [channels, past_caches](O* out, const auto* token, const A* position) {
+        const auto sum = [&](int64_t d) { return load<A>(token + d) + load<A>(position + d); };
         int64_t d = 0;
+        if (past_caches) {
+            for (; d + kLanes <= channels; d += kLanes) store<A>(out + d, sum(d), true);
+        }
         for (; d + kLanes <= channels; d += kLanes) {
             __builtin_prefetch(out + d + kRowsAhead * channels, 1, kSecondLevel);
-            store<A>(out + d, load<A>(token + d) + load<A>(position + d));
+            store<A>(out + d, sum(d));
         }
         for (; d < channels; ++d) out[d] = O(A(token[d]) + position[d]);
     };
@@ -77,9 +81,11 @@ SPECTRAL_SIMD void assemble_chunk(const AssembleParams& params, const Chunk& chu
 template <class O, class V>
 void assemble(const AssembleParams& params, int num_threads) {
     const int64_t bytes = kTokensPerChunk * params.channels * int64_t{sizeof(O)} * 2;
-    advise_huge_pages(params.output, params.batch * params.num_tokens * params.channels * int64_t{sizeof(O)});
+    const int64_t all_bytes = params.batch * params.num_tokens * params.channels * int64_t{sizeof(O)};
+    const bool past_caches = goes_past_caches(all_bytes);
+    advise_huge_pages(params.output, all_bytes);
     parallel_for(num_threads, chunks(params.num_tokens) * params.batch, bytes, [&](int64_t task) {
-        assemble_chunk<O, V>(params, Chunk(task / params.batch, params.num_tokens), task % params.batch);
+        assemble_chunk<O, V>(params, Chunk(task / params.batch, params.num_tokens), task % params.batch, past_caches);
     });
 }
 

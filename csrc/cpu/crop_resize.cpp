@@ -127,6 +127,7 @@ struct Resize {
     const Groups<A>& groups;     // of the columns
     A *source, *block, *middle;  // 8 source rows; the same resized; the whole box resized along its rows
     int64_t stride;              // of a row of `middle`
+    bool past_caches;            // where the output goes
 
     // Eight rows of the box, from `top` on, resized along the row into `middle`; with `groups` filled.
     void along_rows_in_groups(const P* pixels, int64_t top) const {
@@ -189,13 +190,14 @@ struct Resize {
         const A *weight = rows.weights + y * rows.stride, *from = middle + rows.first[y] * stride;
         for (int64_t x = 0; x < size; x += kLanes) {
             const Lanes<A> value = (weighted<kCount>(from + x, stride, weight, count) - offset) * scale;
-            x + kLanes <= size ? store<A>(out + x, value) : store_some<A>(out + x, value, size - x);
+            x + kLanes <= size ? store<A>(out + x, value, past_caches) : store_some<A>(out + x, value, size - x);
         }
     }
 };
 
 template <class P, class O, class A>
-SPECTRAL_SIMD void resize_image(const CropResizeParams& params, const Box& box, int64_t sample, char* memory) {
+SPECTRAL_SIMD void resize_image(const CropResizeParams& params, const Box& box, int64_t sample, char* memory,
+                                bool past_caches) {
     const int64_t size = params.size, stride = (size + kLanes - 1) / kLanes * kLanes;
     Scratch scratch{memory};
     Table<A> columns(scratch, size, most_taps(box.columns, size)), rows(scratch, size, most_taps(box.rows, size));
@@ -207,7 +209,8 @@ SPECTRAL_SIMD void resize_image(const CropResizeParams& params, const Box& box, 
     A* source = scratch.take<A>(source_size);
     std::fill_n(source, source_size, A(0));  // what lies beside the rows stays so
     A* block = scratch.take<A>(stride * kLanes);
-    const Resize<P, A> resize{params, box, columns, rows, groups, source, block, scratch.take<A>(0), stride};
+    const Resize<P, A> resize{params, box,        columns, rows, groups, source, block, scratch.take<A>(0),
+                              stride, past_caches};
     const P* corner = static_cast<const P*>(params.pixels) + box.start + box.y * box.width + box.x;
     for (int64_t band = 0; band < params.bands; ++band, corner += box.height * box.width) {
         const int64_t plane = sample * params.bands + band;
@@ -229,10 +232,11 @@ void crop_resize_cpu(const CropResizeParams& params, int num_threads) {
         dispatch_floating("crop_resize", params.output_dtype, [&](auto output) {
             using O = typename decltype(output)::type;
             const int64_t bytes = params.bands * params.size * params.size * int64_t{sizeof(O)};
+            const bool past_caches = goes_past_caches(params.batch * bytes);
             advise_huge_pages(params.output, params.batch * bytes);
             parallel_for(num_threads, params.batch, 4 * bytes, [&](int64_t sample, int64_t thread) {
                 char* memory = static_cast<char*>(params.scratch) + thread * params.scratch_size;
-                resize_image<P, O, A>(params, checked_box(params, sample), sample, memory);
+                resize_image<P, O, A>(params, checked_box(params, sample), sample, memory, past_caches);
             });
         });
     });

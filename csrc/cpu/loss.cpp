@@ -29,6 +29,7 @@ struct Terms {
     LossParams params;
     Cube cube;
     A token_factor, spectral_factor;  // of the gradient
+    bool past_caches;                 // where the gradient goes
 
     // Up to 8 rows of up to 8 values of one band of a token: where they begin, in the token and in the image.
     struct Block {
@@ -180,7 +181,7 @@ struct Terms {
                 const Token token = token_of(s);
                 T* out = token.gradient + block.value;
                 const auto write = [&](const V& lanes) {
-                    kWhole ? store<A>(out, lanes) : store_some<A>(out, lanes, block.count);
+                    kWhole ? store<A>(out, lanes, past_caches) : store_some<A>(out, lanes, block.count);
                     out += patch_columns();
                 };
                 if (token.scored) {
@@ -261,13 +262,13 @@ void run(const LossParams& params, int num_threads) {
     const A token_factor = static_cast<A>(2 * token_weight / scored / scale);
     const A spectral_factor = static_cast<A>(2 * spectral_weight / complete / scale);
 
-    if (params.gradient != nullptr) {
-        advise_huge_pages(params.gradient, cube.batch * cube.tokens() * cube.token_values() * int64_t{sizeof(T)});
-    }
+    const int64_t all = cube.batch * cube.tokens() * cube.token_values(), all_bytes = all * int64_t{sizeof(T)};
+    if (params.gradient != nullptr) advise_huge_pages(params.gradient, all_bytes);
+    const bool past_caches = goes_past_caches(2 * all_bytes + all * int64_t{sizeof(I)});
     double* partial = params.scratch + 2;
     const int64_t bytes = kUnitPositions * cube.groups() * cube.token_values() * int64_t{sizeof(T)} * 3;
     const auto run_units = [&](auto whole) {
-        const Terms<T, I, kTargets, whole.value> terms{params, cube, token_factor, spectral_factor};
+        const Terms<T, I, kTargets, whole.value> terms{params, cube, token_factor, spectral_factor, past_caches};
         parallel_for(num_threads, loss_units(cube), bytes, [&](int64_t unit) { run_unit(terms, unit, partial); });
     };
     const bool whole = cube.column_stride == 1 && cube.patch_columns == kLanes && cube.patch_rows % kRows == 0;

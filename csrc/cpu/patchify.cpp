@@ -20,9 +20,10 @@ constexpr int64_t kTokensAhead = 2;
 
 // Copies the pixels of one token and calls for those of another that is due soon: on the image's side a permutation is
 // not a stream that the machine would see coming. Columns > 0: q known at compile time and pixels of a row adjacent.
-// The cube is a copy: no store can be thought to reach it.
+// The cube is a copy: no store can be thought to reach it. Tokens are written whole and may go past the caches; rows of
+// an image come in pieces.
 template <Direction D, int Columns, class T>
-inline void copy_token(const Cube cube, T* token, T* pixels, const T* soon) {
+inline void copy_token(const Cube cube, T* token, T* pixels, const T* soon, bool past_caches) {
     constexpr bool kReads = D == Direction::kToTokens;  // the image
     for (int64_t c = 0; c < cube.patch_bands; ++c) {
 #pragma GCC unroll 8
@@ -34,7 +35,11 @@ inline void copy_token(const Cube cube, T* token, T* pixels, const T* soon) {
                 using Run __attribute__((vector_size(Columns * sizeof(T)))) = uint8_t;
                 Run run;
                 std::memcpy(&run, kReads ? row : token, sizeof run);
-                std::memcpy(kReads ? token : row, &run, sizeof run);
+                if (kReads && past_caches) {
+                    stream(token, run);
+                } else {
+                    std::memcpy(kReads ? token : row, &run, sizeof run);
+                }
                 token += Columns;
             } else {
                 for (int64_t k = 0; k < cube.patch_columns; ++k, ++token) {
@@ -47,11 +52,11 @@ inline void copy_token(const Cube cube, T* token, T* pixels, const T* soon) {
 }
 
 template <Direction D, int Columns, class T>
-SPECTRAL_SIMD void copy_token_row(const Cube& cube, T* tokens, T* pixels, const T* next_pixels) {
+SPECTRAL_SIMD void copy_token_row(const Cube& cube, T* tokens, T* pixels, const T* next_pixels, bool past_caches) {
     const int64_t columns = cube.grid_columns(), values = cube.token_values();
     const int64_t step = cube.patch_columns * cube.column_stride;
     for (int64_t x = 0; x < columns; ++x, tokens += values, pixels += step, next_pixels += step) {
-        copy_token<D, Columns>(cube, tokens, pixels, next_pixels);
+        copy_token<D, Columns>(cube, tokens, pixels, next_pixels, past_caches);
     }
 }
 
@@ -70,14 +75,16 @@ template <Direction D, class T>
 void copy_grid(const Cube& cube, T* tokens, T* image, int num_threads) {
     const int64_t grid_rows = cube.grid_rows(), rows = cube.groups() * grid_rows, total = cube.batch * rows;
     const int64_t values = cube.grid_columns() * cube.token_values();
-    advise_huge_pages(D == Direction::kToTokens ? tokens : image, total * values * int64_t{sizeof(T)});
+    const int64_t all_bytes = total * values * int64_t{sizeof(T)};
+    const bool past_caches = goes_past_caches(2 * all_bytes);
+    advise_huge_pages(D == Direction::kToTokens ? tokens : image, all_bytes);
     const auto pixels = [&](int64_t row) {
         return image + cube.token_offset(row / rows, row % rows / grid_rows, row % grid_rows, 0);
     };
     dispatch_columns(cube, [&](auto columns) {
         parallel_for(num_threads, total, values * int64_t{sizeof(T)} * 2, [&](int64_t row) {
             copy_token_row<D, columns.value>(cube, tokens + row * values, pixels(row),
-                                             pixels(std::min(row + 1, total - 1)));
+                                             pixels(std::min(row + 1, total - 1)), past_caches);
         });
     });
 }
@@ -91,7 +98,7 @@ SPECTRAL_SIMD void gather_tokens(const Cube& cube, T* tokens, T* image, int64_t 
     for (int64_t k = 0; k < kTokensAhead; ++k) pixels[k] = find(k);
     for (int64_t k = 0; k < count; ++k, tokens += values) {
         pixels[kTokensAhead] = find(k + kTokensAhead);
-        copy_token<Direction::kToTokens, Columns>(cube, tokens, pixels[0], pixels[kTokensAhead]);
+        copy_token<Direction::kToTokens, Columns>(cube, tokens, pixels[0], pixels[kTokensAhead], false);
         for (int64_t i = 0; i < kTokensAhead; ++i) pixels[i] = pixels[i + 1];
     }
 }
