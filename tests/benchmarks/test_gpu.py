@@ -137,8 +137,8 @@ def test_missing_sanitizer_is_said(gpu: ModuleType, tmp_path: Path, monkeypatch:
 def test_a_command_has_a_log_and_a_limit(gpu: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     log = tmp_path / "log"
     assert gpu.execute(["sh", "-c", "echo $WORD; exit 3"], log, WORD="hello") == (3, "hello\n")
-    monkeypatch.setattr(gpu, "LIMIT_SECONDS", 0.3)
-    assert gpu.execute(["sh", "-c", "echo begun; exec sleep 20"], log) == (124, "begun\n")
+    monkeypatch.setattr(gpu, "LIMIT_SECONDS", 3)  # in which a busy machine, too, gets a shell to its first word
+    assert gpu.execute(["sh", "-c", "echo begun; exec sleep 600"], log) == (124, "begun\n")
     assert log.read_text().count("$ sh -c") == 2 and "hello" in log.read_text()
 
 
@@ -167,7 +167,7 @@ def test_lines_of_the_kernels_program_are_read(gpu: ModuleType) -> None:
 def test_the_kernels_program_compiles(tmp_path: Path) -> None:
     options = ["-std=c++17", "-O0", "--expt-relaxed-constexpr", "-arch=sm_90", f"-I{ROOT / 'csrc'}"]
     source = ROOT / "benchmarks" / "kernels.cu"
-    subprocess.run(["nvcc", *options, "-c", str(source), "-o", str(tmp_path / "kernels.o")], check=True, timeout=200)
+    subprocess.run(["nvcc", *options, "-c", str(source), "-o", str(tmp_path / "kernels.o")], check=True, timeout=600)
 
 
 def test_attention_rows_or_the_reason_for_none(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,7 +176,7 @@ def test_attention_rows_or_the_reason_for_none(monkeypatch: pytest.MonkeyPatch) 
     import attention
 
     assert set(attention.CASES) == {(57, 64), (102, 80), (576, 32), (1024, 32)}
-    row = attention.measure("sdpa math", (2, 9, 2, 8), torch.bfloat16, torch.device("cpu"), 2)
+    row = attention.measure("sdpa math", (2, 9, 2, 8), torch.bfloat16, torch.device("cpu"), 25)
     assert row["error"] < 0.05 and row["forward_us"] > 0 and row["both_us"] > row["forward_us"] / 10
 
     def refusing(*tensors: torch.Tensor) -> torch.Tensor:

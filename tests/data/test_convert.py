@@ -14,23 +14,24 @@ from spectralgpt.data.shards import Shards
 from spectralgpt.errors import UserError
 from tests.data.records import Made, same
 
-SLOW = """
-import resource, sys, time
+STUCK = """
+import multiprocessing, resource, sys, time
 from pathlib import Path
 from spectralgpt.data.convert import convert
 from spectralgpt.errors import UserError
 from tests.data.records import Made
 
-class Slow(Made):
+class Stuck(Made):
     def read(self, index):
-        time.sleep({pause})
+        if index >= {stuck_at} and multiprocessing.parent_process():  # the plan, made by the parent, reads some too
+            time.sleep(600)
         return super().read(index)
 
 if __name__ == "__main__":
     if {limit}:
         resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
     try:
-        convert(Slow("segmentation", 40), "made", sys.argv[1], num_workers={workers}, shard_size=150_000)
+        convert(Stuck("segmentation", 40), "made", sys.argv[1], num_workers={workers}, shard_size=150_000)
     except UserError as error:
         sys.exit(f"error: {{error}}")
 """
@@ -47,9 +48,10 @@ def uninterrupted(tmp_path_factory):
     return contents(root / "train")
 
 
-def start(tmp_path, pause=0.0, limit=0, workers=2):
-    script = tmp_path / "slow.py"
-    script.write_text(SLOW.format(pause=pause, limit=limit, workers=workers))
+def start(tmp_path, stuck_at=40, limit=0, workers=2):
+    """A conversion whose workers never get beyond an image: it waits to be killed, however late that is."""
+    script = tmp_path / "stuck.py"
+    script.write_text(STUCK.format(stuck_at=stuck_at, limit=limit, workers=workers))
     environment = {**os.environ, "PYTHONPATH": os.getcwd()}
     return subprocess.Popen(
         [sys.executable, str(script), str(tmp_path / "out")], env=environment, stderr=subprocess.PIPE, text=True
@@ -80,22 +82,24 @@ def is_running(process):
         return False
 
 
-def wait_for(condition, seconds=120):
-    end = time.monotonic() + seconds
-    while not condition():
+def wait_for(condition):
+    """What the condition gives, once it holds."""
+    end = time.monotonic() + 120
+    while not (found := condition()):
         assert time.monotonic() < end, "waited in vain"
         time.sleep(0.02)
+    return found
 
 
 def test_killed_and_run_again_gives_the_same_bytes(tmp_path, uninterrupted):
     folder = tmp_path / "out/train"
-    process = start(tmp_path, pause=0.05)
-    wait_for(lambda: any(folder.glob("shard-*")) and any(folder.glob(".shard-*")))
+    process = start(tmp_path, stuck_at=20)
+    wait_for(lambda: any(folder.glob("shard-*")) and len(list(folder.glob(".shard-*"))) == 2)
     workers = children(process.pid)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert len(workers) >= 3, "the forkserver and two workers"
-    wait_for(lambda: not any(map(is_running, workers)), 10)
+    wait_for(lambda: not any(map(is_running, workers)))
     kept = {path.name: path.stat().st_mtime_ns for path in folder.glob("shard-*")}
     assert 0 < len(kept) < len(uninterrupted) - 1 and not (folder / "index.json").exists()
     with pytest.raises(UserError, match="the conversion did not end"):
@@ -126,11 +130,10 @@ def test_a_full_disk_keeps_what_is_whole(tmp_path, uninterrupted):
 
 
 def test_a_dead_worker_is_told(tmp_path):
-    process = start(tmp_path, pause=0.1)
-    wait_for(lambda: any((tmp_path / "out/train").glob(".shard-*")))
+    process = start(tmp_path, stuck_at=0)
+    begun = wait_for(lambda: list((tmp_path / "out/train").glob(".shard-*")))
     # Only a worker has opened a shard to write.
-    number = next((tmp_path / "out/train").glob(".shard-*")).name.rpartition(".")[2]
-    os.kill(int(number), signal.SIGKILL)
+    os.kill(int(begun[0].name.rpartition(".")[2]), signal.SIGKILL)
     message = process.communicate()[1]
     assert process.returncode == 1 and "a worker process died" in message and "run the same command again" in message
 

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -171,21 +172,21 @@ class Faulty:
     [
         ("raising", r"^a\.tif: damaged$"),
         ("killed", r"^a process that reads data died \(.*\), perhaps for lack of memory; set fewer"),
-        ("hanging", r"^the processes that read data gave nothing for 2 s; the disk may hang"),
+        ("hanging", r"^the processes that read data gave nothing for 60 s; the disk may hang"),
     ],
 )
-def test_a_fault_in_a_worker_is_told_in_one_line(fault, message):
-    next(loader(Keys(), EpochSampler(10, 0), 2, num_workers=1))  # the server that starts workers takes its time
+def test_a_fault_in_a_worker_is_told_in_one_line(fault, message, monkeypatch):
+    seen, later = [], itertools.count(step=40)
+    if fault == "hanging":  # no time passes until then, however long a worker takes to start; then 40 s at every look
+        clock = SimpleNamespace(monotonic=lambda: next(later) if len(seen) == 3 else 0)
+        monkeypatch.setattr("spectralgpt.data.loader.time", clock)
     before = multiprocessing.active_children()
-    stream = loader(
-        Faulty(fault), EpochSampler(10, 0, shuffle=False), 2, num_workers=1, timeout=2 if fault == "hanging" else 60
-    )
-    started, seen = time.monotonic(), []
+    stream = loader(Faulty(fault), EpochSampler(10, 0, shuffle=False), 2, num_workers=1, timeout=60)
     with pytest.raises(UserError, match=message) as caught:
         for batch in stream:
             seen.append(batch["key"][:, 1].tolist())
     assert seen == [[0, 1], [2, 3], [4, 5]][: len(seen)] and (fault == "killed" or len(seen) == 3)
-    assert "\n" not in str(caught.value) and time.monotonic() - started < 20
+    assert "\n" not in str(caught.value)
     if fault != "raising":
         assert not [child for child in multiprocessing.active_children() if child not in before], "workers are ended"
 
@@ -239,4 +240,4 @@ def test_a_program_ends_although_workers_ignore_termination(tmp_path):
     script = tmp_path / "forgotten.py"
     script.write_text(FORGOTTEN)
     environment = {**os.environ, "PYTHONPATH": os.getcwd()}
-    assert subprocess.run([sys.executable, script], env=environment, timeout=120).returncode == 3
+    assert subprocess.run([sys.executable, script], env=environment, timeout=600).returncode == 3

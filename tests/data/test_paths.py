@@ -217,7 +217,7 @@ PARTS = st.text(LETTERS, min_size=1, max_size=20).filter(
 )
 
 
-@settings(max_examples=1000, deadline=None, derandomize=True)
+@settings(max_examples=1000)
 @given(st.lists(PARTS, min_size=1, max_size=6).map("/".join))
 def test_inside_accepts_plain_paths(trap, text):
     assert inside(trap.root, text) == trap.root / text

@@ -44,7 +44,7 @@ def run_limited(arguments: list[str], nbytes: int, stderr: Path) -> int:
     os.mkfifo(stderr)  # a pipe has no size
     child.start()
     text = stderr.read_text()
-    child.join(60)
+    child.join(600)
     stderr.unlink()
     stderr.write_text(text)
     assert child.exitcode is not None

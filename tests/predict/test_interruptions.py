@@ -44,13 +44,13 @@ def kill_when(child, condition):
     while child.is_alive() and not condition():
         time.sleep(0.0005)
     child.kill()
-    child.join(60)
+    child.join(600)
     return child.exitcode == -signal.SIGKILL
 
 
 def test_kill_at_random_moments(tmp_path, image):
     whole, out, calls = tmp_path / "whole.tif", tmp_path / "out.tif", tmp_path / "out.calls"
-    start(image, whole, tmp_path / "whole.calls").join(120)
+    start(image, whole, tmp_path / "whole.calls").join(600)
     count = begun(tmp_path / "whole.calls")
     moments = random.Random(0)
     for kill in range(5):
@@ -63,7 +63,7 @@ def test_kill_at_random_moments(tmp_path, image):
     work = tmp_path / "out.tif.work"
     kill_when(start(image, out, calls), lambda: list(work.glob("final-*")))  # while the output is put together
     child = start(image, out, calls)
-    child.join(60)
+    child.join(600)
     assert child.exitcode == 0 and out.read_bytes() == whole.read_bytes()
     assert count <= begun(calls) <= count + 5  # at most the batch at hand is done twice
     assert not work.exists()

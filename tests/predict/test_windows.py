@@ -41,7 +41,7 @@ def test_windows_cover_an_axis_and_end_at_its_border(length, sizes):
 
 
 @given(SHAPES, SIZES, st.integers(0, 2**32 - 1))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_what_windows_agree_on_is_kept_to_the_last_bit(shape, sizes, seed):
     windows = Windows(shape, *sizes)
     image = np.random.default_rng(seed).normal(0, 1e4, (2, *shape)).astype(np.float32)
@@ -51,7 +51,7 @@ def test_what_windows_agree_on_is_kept_to_the_last_bit(shape, sizes, seed):
 
 
 @given(SHAPES, SIZES, st.integers(0, 2**32 - 1), st.floats(0, 1))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_a_later_start_changes_nothing(shape, sizes, seed, where):
     windows = Windows(shape, *sizes)
     results = {

@@ -64,7 +64,7 @@ def run(
     with tempfile.NamedTemporaryFile("r") as stderr:
         child = _CONTEXT.Process(target=_child, args=(stderr.name, options, before, arguments))
         child.start()
-        child.join(120)
+        child.join(600)  # seconds alone; where many share a machine, minutes
         assert not child.is_alive(), "the run hangs"
         return Outcome(child.exitcode, stderr.read())
 

@@ -45,7 +45,7 @@ def test_memory_freed_by_a_step_serves_the_next() -> None:
         ours, theirs = small_run._CONTEXT.Pipe()
         child = small_run._CONTEXT.Process(target=count_faults, args=(keep, theirs))
         child.start()
-        child.join(120)
+        child.join(600)
         assert child.exitcode == 0
         faults.append(ours.recv())
     given_back, kept = faults

@@ -34,10 +34,10 @@ def run(
     for child in children:
         child.start()
     for child in children:
-        child.join(180)
+        child.join(600)
         if child.exitcode:  # torchrun ends the others, too
             for other in children:
-                other.join(5)
+                other.join(60)
                 other.kill()
     outcomes = [small_run.Outcome(child.exitcode, file.read()) for child, file in zip(children, files, strict=True)]
     for file in files:
