@@ -35,7 +35,7 @@ from tests.train import small_run
 from tests.train.saving import in_child
 
 SECONDS, MEGABYTES = 2.0, 300
-CANARY = "/tmp/spectralgpt-canary"
+CANARY = f"/tmp/spectralgpt-canary-{os.getpid()}"  # of this process, which others on the machine do not touch
 TOUCH = f"touch {CANARY}"
 
 
