@@ -18,6 +18,8 @@ if "--hide-native" in sys.argv:
 if "SPECTRALGPT_TEST_HIDE_NATIVE" in os.environ:  # now: other conftest files, read before any hook runs, import it
     sys.modules["spectralgpt._C"] = None  # type: ignore[assignment]  # importing it raises ImportError
 
+os.environ["no_proxy"] = "127.0.0.1"  # servers of tests are asked directly, whatever proxy the machine has
+
 with contextlib.suppress(ImportError):  # the GPU lane does without it
     from hypothesis import HealthCheck, settings
 

@@ -68,7 +68,7 @@ def test_parts_are_chosen_by_name(gpu: ModuleType, capsys: pytest.CaptureFixture
 
 
 def test_make_calls_the_script() -> None:
-    command = ["make", "-n", "gpu", "PART=sanitizer", "OUT=/tmp/there"]
+    command = ["make", "-n", "--no-print-directory", "gpu", "PART=sanitizer", "OUT=/tmp/there"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "python benchmarks/gpu.py --part sanitizer --out /tmp/there"
 

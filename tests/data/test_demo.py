@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import hashlib
+import shlex
 import sys
 
 import pytest
@@ -91,7 +92,7 @@ def test_without_an_index_pips_reason_is_given(tmp_path, monkeypatch, small_pack
 
 def test_without_pip_the_reason_is_given_too(tmp_path, monkeypatch, small_package, capsys):
     python = tmp_path / "python"
-    python.write_text(f'#!/bin/sh\nexec {sys.executable} -S "$@"\n')  # no site-packages, so no pip
+    python.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -S "$@"\n')  # no site-packages, so no pip
     python.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(python))
     monkeypatch.setenv("PYTHONPATH", "")
