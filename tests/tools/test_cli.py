@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -100,7 +101,7 @@ def test_mistakes_on_the_command_line(arguments: list[str], message: str, capsys
 
 def test_the_tool_trains_and_a_second_call_gets_its_own_folder(here: Path) -> None:
     command = [sys.executable, str(REPOSITORY / "tools" / "train.py"), "--config", "recipe.yaml"]
-    environment = {"PYTHONPATH": str(REPOSITORY), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
     first = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert first.returncode == 0, first.stderr
     told = [line.split()[0] for line in first.stdout.splitlines()]

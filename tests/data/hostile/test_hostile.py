@@ -21,7 +21,8 @@ from tests.data.hostile.cases import Kind
 from tests.data.hostile.reader import PATIENCE, Reader
 from tests.data.rasters import noise
 
-MAX_SECONDS, MAX_EXTRA_MIB, MAX_MESSAGE = 1.0, 200, 2000
+MAX_SECONDS = 5.0  # of the processor; the slowest case takes 0.8 on one machine, and others are several times slower
+MAX_EXTRA_MIB, MAX_MESSAGE = 200, 2000
 KINDS = {  # and at least how many cases each has
     pixels.damaged: 410,
     pixels.counts: 11,
