@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import traceback
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -39,7 +40,9 @@ def flip(path: Path, place: int) -> None:
 
 def in_child(action: Callable[[], None]) -> int:
     """Runs `action` in a forked child and returns its exit code, negative for a signal."""
-    child = os.fork()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # newer Pythons warn of forking beside pytest-xdist's thread
+        child = os.fork()
     if child == 0:
         try:
             action()
