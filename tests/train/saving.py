@@ -41,7 +41,7 @@ def flip(path: Path, place: int) -> None:
 def in_child(action: Callable[[], None]) -> int:
     """Runs `action` in a forked child and returns its exit code, negative for a signal."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # newer Pythons warn of forking beside pytest-xdist's thread
+        warnings.simplefilter("ignore", DeprecationWarning)  # newer Pythons: beside xdist's thread
         child = os.fork()
     if child == 0:
         try:
