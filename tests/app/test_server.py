@@ -26,19 +26,20 @@ SCENE = {"scene": "scenes/one.tif", "model": "run/model"}
 @pytest.fixture(scope="module")
 def server(root):
     """The command itself, on a free port."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "spectralgpt.cli", "app", str(root), "--port", str(port)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None and f"127.0.0.1:{port}" in process.stdout.readline()
-        for _ in range(6000):
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            time.sleep(0.1)
-        yield port, process
-        process.terminate()
+    with socket.socket() as held:  # to the end, lest another process of the machine be given the port meanwhile
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # which the server sets, too
+        held.bind(("127.0.0.1", 0))
+        port = held.getsockname()[1]
+        command = [sys.executable, "-m", "spectralgpt.cli", "app", str(root), "--port", str(port)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None and f"127.0.0.1:{port}" in process.stdout.readline()
+            while process.poll() is None:
+                with socket.socket() as probe:
+                    if probe.connect_ex(("127.0.0.1", port)) == 0:
+                        break
+                time.sleep(0.1)
+            yield port, process
+            process.terminate()
 
 
 def ask(port, path, host=None, **query):

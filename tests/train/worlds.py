@@ -23,22 +23,23 @@ def run(
     size: int, options: dict[str, str], *, before: Callable[..., None] | None = None, arguments: tuple[Any, ...] = ()
 ) -> list[small_run.Outcome]:
     """How each process of `spectralgpt train` ended; `before(rank, *arguments)` runs in each first."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     files = [tempfile.NamedTemporaryFile("r") for _ in range(size)]
-    children = [
-        _CONTEXT.Process(target=_child, args=(rank, size, port, files[rank].name, options, before, arguments))
-        for rank in range(size)
-    ]
-    for child in children:
-        child.start()
-    for child in children:
-        child.join(600)
-        if child.exitcode:  # torchrun ends the others, too
-            for other in children:
-                other.join(60)
-                other.kill()
+    with socket.socket() as held:  # to the end, lest another process of the machine be given the port meanwhile
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # which the store that listens on it sets, too
+        held.bind(("127.0.0.1", 0))
+        port = held.getsockname()[1]
+        children = [
+            _CONTEXT.Process(target=_child, args=(rank, size, port, files[rank].name, options, before, arguments))
+            for rank in range(size)
+        ]
+        for child in children:
+            child.start()
+        for child in children:
+            child.join(600)
+            if child.exitcode:  # torchrun ends the others, too
+                for other in children:
+                    other.join(60)
+                    other.kill()
     outcomes = [small_run.Outcome(child.exitcode, file.read()) for child, file in zip(children, files, strict=True)]
     for file in files:
         file.close()
