@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -204,7 +205,7 @@ def test_a_torn_batch_is_computed_again(tmp_path, scene, model, damage):
 
 
 def interrupted(scene, model, out, **options):
-    with pytest.raises(KeyboardInterrupt, match=r"what is done stays in \S+\.work, for the same command"):
+    with pytest.raises(KeyboardInterrupt, match=rf"stays in {re.escape(str(out))}\.work, for the same command"):
         predict_scene(Stops(model, 4), [scene], [value_layer(out, scene, "abcd")], fitted, size=32, **options)
     return out.with_name(f"{out.name}.work")
 
