@@ -76,6 +76,12 @@ inline A sum(const Lanes<A>& lanes) {
 template <class A>
 using Place = std::conditional_t<sizeof(A) == 4, int32_t, int64_t>;
 
+// The lanes, or zeros: `keep` is all ones or none. A product with 0 would keep a NaN.
+template <class A>
+inline Lanes<A> masked(const Lanes<A>& lanes, Place<A> keep) {
+    return (Lanes<A>)((Lanes<Place<A>>)lanes & keep);
+}
+
 // Whether any order of the lanes is a single instruction or two.
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 constexpr bool kPermutes = true;

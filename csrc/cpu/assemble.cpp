@@ -19,6 +19,8 @@ constexpr int64_t kStrip = 512;  // channels summed at a time, on the stack
 constexpr int64_t kSamples = 16;
 constexpr int64_t kTogether = 4;   // samples whose rows of a token are summed in registers
 constexpr int64_t kRowsAhead = 2;  // of the rows that are called for
+template <class T>
+constexpr int64_t kLine = 64 / sizeof(T);  // values that one call brings
 
 void check_places(const char* op, const int64_t* ids_restore, int64_t batch, int64_t num_tokens, int64_t num_keep) {
     uint64_t expected = 0;
@@ -89,37 +91,36 @@ void assemble(const AssembleParams& params, int num_threads) {
     });
 }
 
-template <class G, class V>
-void copy_row(V* to, const G* from, int64_t channels) {
+// A visible token's row: its gradient, and onto the sum of its position.
+template <class G, class V, class A>
+void add_visible_row(const G* row, V* gradient, A* position, int64_t channels) {
     for (int64_t d = 0; d < channels; ++d) {
         if constexpr (std::is_same_v<V, G>) {
-            to[d] = from[d];
+            gradient[d] = row[d];
         } else {
-            to[d] = V(accumulator_t<G>(from[d]));
+            gradient[d] = V(A(row[d]));
         }
+        position[d] += A(row[d]);
     }
 }
 
-// One token's rows of kCount samples onto the sums of its position and, where it is hidden, of the mask token; what
+// One token's rows of kCount samples, where it is hidden, onto the sums of its position and of the mask token; what
 // lies `ahead` is called for.
 template <int kCount, class G, class A>
-void add_rows(const G* const* rows, const bool* hidden, A* position, A* mask, int64_t channels, int64_t ahead) {
-    using Bits = std::conditional_t<sizeof(A) == 4, uint32_t, uint64_t>;
-    Bits keep[kCount];  // all ones or none: a product with 0 would keep a NaN
-    for (int i = 0; i < kCount; ++i) keep[i] = hidden[i] ? ~Bits{0} : Bits{0};
+void add_hidden_rows(const G* const* rows, const bool* hidden, A* position, A* mask, int64_t channels, int64_t ahead) {
+    Place<A> keep[kCount];
+    for (int i = 0; i < kCount; ++i) keep[i] = -Place<A>{hidden[i]};
     const auto add = [&](int64_t d, auto read, auto write) {
-        Lanes<A> all[kCount], masked[kCount];
-        for (int i = 0; i < kCount; ++i) {
-            all[i] = read(rows[i] + d);
-            masked[i] = (Lanes<A>)((Lanes<Bits>)all[i] & keep[i]);
-        }
-        for (int i = 1; i < kCount; ++i) all[0] += all[i], masked[0] += masked[i];
-        write(position + d, read(position + d) + all[0]);
-        write(mask + d, read(mask + d) + masked[0]);
+        Lanes<A> sum = masked<A>(read(rows[0] + d), keep[0]);
+        for (int i = 1; i < kCount; ++i) sum += masked<A>(read(rows[i] + d), keep[i]);
+        write(position + d, read(position + d) + sum);
+        write(mask + d, read(mask + d) + sum);
     };
     int64_t d = 0;
     for (; d + kLanes <= channels; d += kLanes) {
-        for (int i = 0; i < kCount; ++i) __builtin_prefetch(rows[i] + d + ahead, 0, kSecondLevel);
+        if (d % kLine<G> == 0) {
+            for (int i = 0; i < kCount; ++i) __builtin_prefetch(rows[i] + d + ahead, 0, kSecondLevel);
+        }
         add(d, [](const auto* from) { return load<A>(from); }, [](A* to, const Lanes<A>& sum) { store<A>(to, sum); });
     }
     if (const int64_t rest = channels - d) {
@@ -130,11 +131,8 @@ void add_rows(const G* const* rows, const bool* hidden, A* position, A* mask, in
 }
 
 template <class A>
-void add_to(A* total, A* part, int64_t channels) {
-    for (int64_t d = 0; d < channels; ++d) {
-        total[d] += part[d];
-        part[d] = 0;
-    }
+void add_to(A* total, const A* part, int64_t channels) {
+    for (int64_t d = 0; d < channels; ++d) total[d] += part[d];
 }
 
 // A strip of channels of a chunk of tokens over all samples. A few samples at a time, each a run of rows: sums are
@@ -143,13 +141,20 @@ template <class G, class V, class A>
 SPECTRAL_SIMD void sum_chunk(const AssembleBackwardParams& params, const Chunk& chunk, int64_t start, int64_t strip,
                              A* mask_total) {
     const int64_t tokens = params.num_tokens, channels = params.channels;
-    A position_part[kTokensPerChunk][kStrip] = {}, mask_part[kStrip] = {};
+    A position_part[kTokensPerChunk][kStrip], mask_part[kStrip];
     A* position_total = static_cast<A*>(params.positions_grad) + chunk.first * channels + start;
     for (int64_t i = 0; i < chunk.count; ++i) std::fill_n(position_total + i * channels, strip, A(0));
     std::fill_n(mask_total, strip, A(0));
     for (int64_t sample = 0; sample < params.batch; sample += kTogether) {
         const int64_t count = std::min(kTogether, params.batch - sample);
+        const bool in_parts = sample >= kSamples;  // the first samples go to the totals directly
+        if (in_parts && sample % kSamples == 0) {
+            std::fill_n(&position_part[0][0], chunk.count * kStrip, A(0));
+            std::fill_n(mask_part, strip, A(0));
+        }
+        A* mask_sum = in_parts ? mask_part : mask_total;
         for (int64_t i = 0; i < chunk.count; ++i) {
+            A* position_sum = in_parts ? position_part[i] : position_total + i * channels;
             const G* rows[kTogether];
             bool hidden[kTogether];
             for (int64_t k = 0; k < count; ++k) {
@@ -158,21 +163,33 @@ SPECTRAL_SIMD void sum_chunk(const AssembleBackwardParams& params, const Chunk& 
                 hidden[k] = place >= params.num_keep;
                 if (hidden[k]) continue;
                 const int64_t to = (sample + k) * params.num_keep + place;
-                copy_row(static_cast<V*>(params.visible_grad) + to * channels + start, rows[k], strip);
+                add_visible_row(rows[k], static_cast<V*>(params.visible_grad) + to * channels + start, position_sum,
+                                strip);
             }
             const int64_t ahead = kRowsAhead * channels;
             switch (count) {
-                case 4: add_rows<4>(rows, hidden, position_part[i], mask_part, strip, ahead); break;
-                case 3: add_rows<3>(rows, hidden, position_part[i], mask_part, strip, ahead); break;
-                case 2: add_rows<2>(rows, hidden, position_part[i], mask_part, strip, ahead); break;
-                case 1: add_rows<1>(rows, hidden, position_part[i], mask_part, strip, ahead); break;
+                case 4: add_hidden_rows<4>(rows, hidden, position_sum, mask_sum, strip, ahead); break;
+                case 3: add_hidden_rows<3>(rows, hidden, position_sum, mask_sum, strip, ahead); break;
+                case 2: add_hidden_rows<2>(rows, hidden, position_sum, mask_sum, strip, ahead); break;
+                case 1: add_hidden_rows<1>(rows, hidden, position_sum, mask_sum, strip, ahead); break;
             }
         }
-        if ((sample + count) % kSamples == 0 || sample + count == params.batch) {
+        if (in_parts && ((sample + count) % kSamples == 0 || sample + count == params.batch)) {
             for (int64_t i = 0; i < chunk.count; ++i) add_to(position_total + i * channels, position_part[i], strip);
             add_to(mask_total, mask_part, strip);
         }
     }
+}
+
+// A strip of the mask token's gradient: a sum over chunks, row by row, as memory likes it.
+template <class A>
+SPECTRAL_SIMD void sum_partials(const A* partial, int64_t count, int64_t channels, int64_t strip, A* out) {
+    double sums[kStrip] = {};
+    for (int64_t chunk = 0; chunk < count; ++chunk) {
+        const A* row = partial + chunk * channels;
+        for (int64_t d = 0; d < strip; ++d) sums[d] += static_cast<double>(row[d]);
+    }
+    for (int64_t d = 0; d < strip; ++d) out[d] = static_cast<A>(sums[d]);
 }
 
 template <class G, class V>
@@ -188,11 +205,9 @@ void assemble_backward(const AssembleBackwardParams& params, int num_threads) {
                                partial + chunk * channels + start);
         }
     });
-    A* mask_grad = static_cast<A*>(params.mask_grad);
-    for (int64_t d = 0; d < channels; ++d) {
-        double sum = 0;
-        for (int64_t chunk = 0; chunk < count; ++chunk) sum += static_cast<double>(partial[chunk * channels + d]);
-        mask_grad[d] = static_cast<A>(sum);
+    for (int64_t start = 0; start < channels; start += kStrip) {
+        sum_partials(partial + start, count, channels, std::min(kStrip, channels - start),
+                     static_cast<A*>(params.mask_grad) + start);
     }
 }
 
