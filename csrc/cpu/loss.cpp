@@ -18,6 +18,7 @@ namespace {
 enum class Targets { kRaw, kNormalized, kMixed };  // mixed: tokens normalised, spectrum raw
 
 constexpr int kRows = 8;
+constexpr int64_t kPositionsAhead = 4;  // of the rows that are called for
 
 // What one position needs, with the types resolved. T prediction, I image; kWhole: q is 8, p a multiple of 8 and the
 // pixels of a row adjacent, so that every block is 8 x 8 values, and adjacent in the token.
@@ -141,6 +142,8 @@ struct Terms {
         const int64_t first = sample * cube.tokens() + place, group_stride = cube.patch_bands * cube.band_stride;
         const I* corner = static_cast<const I*>(params.image) + cube.token_offset(sample, place);
         const T* prediction = static_cast<const T*>(params.prediction);
+        const I* soon = static_cast<const I*>(params.image) +
+                        cube.token_offset(sample, std::min(place + kPositionsAhead, positions - 1));
         double* statistics = params.scratch + loss_statistics_offset(cube) + 2 * first;
         bool complete = true;
         for (int64_t s = 0; s < groups; ++s) {
@@ -162,7 +165,7 @@ struct Terms {
             V spectrum[kRows] = {};
             for (int64_t s = 0; s < groups; ++s) {
                 const Token token = token_of(s);
-                if (kWhole) prefetch_next(token.corner, block);
+                if (kWhole) prefetch(soon + s * group_stride, block);
                 V part[2] = {};
                 errors(block, token, [&](int64_t j, const V& error, const V& spectral_error) {
                     spectrum[j] += spectral_error;
@@ -196,10 +199,11 @@ struct Terms {
         spectral_sum += static_cast<double>(sum<A>(spectral));
     }
 
-    // The same block of the position after the next: rows are too many streams for the machine to see coming. Into the
-    // second-level cache, since bands and groups are often multiples of 4 KiB apart and share few places of the first.
-    void prefetch_next(const I* corner, const Block& block) const {
-        const I* row = corner + block.pixel + 64 / sizeof(I);
+    // Calls for a block of a position that is due soon: rows are too many streams for the machine to see coming. Into
+    // the second-level cache, since bands and groups are often multiples of 4 KiB apart and share few places of the
+    // first.
+    void prefetch(const I* corner, const Block& block) const {
+        const I* row = corner + block.pixel;
         for_rows(block, [&](int64_t) {
             __builtin_prefetch(row, 0, kSecondLevel);
             row += cube.row_stride;
