@@ -24,6 +24,12 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Writes a text in place of `path`'s, as `replacing` does."""
+    with replacing(path) as draft:
+        draft.write_text(text, encoding="utf-8")
+
+
 def publish(temporary: Path, final: Path) -> None:
     """Makes a finished file appear under its name in one step, on disk afterwards."""
     sync(temporary)

@@ -25,7 +25,7 @@ from spectralgpt.data.paths import local
 from spectralgpt.data.record import Record
 from spectralgpt.data.shard_file import VERSION, Entry, Shard
 from spectralgpt.errors import UserError
-from spectralgpt.files import replacing
+from spectralgpt.files import write_text
 
 INDEX = "index.json"
 
@@ -179,8 +179,7 @@ def read_index(folder: Path) -> dict[str, Any]:
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
     """Writes values with their hash; the file appears whole or not at all, and is on disk afterwards."""
-    with replacing(path) as draft:
-        draft.write_text(json.dumps({**values, "hash": _hash(values)}, indent=1) + "\n")
+    write_text(path, json.dumps({**values, "hash": _hash(values)}, indent=1) + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any]:

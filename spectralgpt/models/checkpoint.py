@@ -18,7 +18,7 @@ from torch import Tensor
 
 import spectralgpt
 from spectralgpt.errors import UserError
-from spectralgpt.files import replacing
+from spectralgpt.files import replacing, write_text
 from spectralgpt.models.card import model_card
 from spectralgpt.models.config import ModelConfig, make_config
 from spectralgpt.models.safe_load import load_weights
@@ -77,10 +77,8 @@ def write_pretrained(
         with replacing(folder / WEIGHTS_FILE) as draft:
             write_weights(draft, whole)
         if not (folder / CARD_FILE).exists():
-            with replacing(folder / CARD_FILE) as draft:
-                draft.write_text(model_card(kind, config, normalization, head), encoding="utf-8")
-        with replacing(folder / CONFIG_FILE) as draft:
-            draft.write_text(text, encoding="utf-8")
+            write_text(folder / CARD_FILE, model_card(kind, config, normalization, head))
+        write_text(folder / CONFIG_FILE, text)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{folder}: expected a folder that can be written, got: {error}") from error
 

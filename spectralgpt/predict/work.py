@@ -24,7 +24,7 @@ import xxhash
 
 from spectralgpt.data.raster import Pixels
 from spectralgpt.errors import UserError
-from spectralgpt.files import replacing
+from spectralgpt.files import write_text
 from spectralgpt.predict.windows import Floats
 
 _SETTINGS = "settings.json"
@@ -67,7 +67,7 @@ class Work:
         """A plain value that an interrupted run need not find again; made where it is not there yet."""
         path = self.folder / f"{key}.json"
         if make is not None and not path.exists():
-            _write(path, json.dumps(make()))
+            write_text(path, json.dumps(make()))
         return json.loads(path.read_text(encoding="utf-8"))
 
     def nbytes(self) -> int:
@@ -133,7 +133,7 @@ class Work:
         path = self.folder / _SETTINGS
         if restart or not path.exists():  # what is there without settings is half-removed
             self._clear()
-            _write(path, text)
+            write_text(path, text)
             return
         before, now = json.loads(path.read_text(encoding="utf-8")), json.loads(text)
         differ = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
@@ -183,8 +183,3 @@ class BatchLog:
         with open(self._path, "ab") as file:
             file.write(_RECORD.pack(_MARK, *shape, xxhash.xxh3_64_intdigest(content)))
             file.write(content)
-
-
-def _write(path: Path, text: str) -> None:
-    with replacing(path) as draft:
-        draft.write_text(text, encoding="utf-8")
