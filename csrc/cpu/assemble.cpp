@@ -57,14 +57,10 @@ SPECTRAL_SIMD void assemble_chunk(const AssembleParams& params, const Chunk& chu
     using A = accumulator_t<O>;
     const int64_t channels = params.channels;
     const auto add = [channels, past_caches](O* out, const auto* token, const A* position) {
-        const auto sum = [&](int64_t d) { return load<A>(token + d) + load<A>(position + d); };
         int64_t d = 0;
-        if (past_caches) {
-            for (; d + kLanes <= channels; d += kLanes) store<A>(out + d, sum(d), true);
-        }
         for (; d + kLanes <= channels; d += kLanes) {
-            __builtin_prefetch(out + d + kRowsAhead * channels, 1, kSecondLevel);
-            store<A>(out + d, sum(d));
+            if (!past_caches) __builtin_prefetch(out + d + kRowsAhead * channels, 1, kSecondLevel);
+            store<A>(out + d, load<A>(token + d) + load<A>(position + d), past_caches);
         }
         for (; d < channels; ++d) out[d] = O(A(token[d]) + position[d]);
     };

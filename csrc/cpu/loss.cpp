@@ -140,10 +140,10 @@ struct Terms {
     void position(int64_t sample, int64_t place, double& token_sum, double& spectral_sum) const {
         const int64_t groups = cube.groups(), positions = cube.positions(), values = cube.token_values();
         const int64_t first = sample * cube.tokens() + place, group_stride = cube.patch_bands * cube.band_stride;
-        const I* corner = static_cast<const I*>(params.image) + cube.token_offset(sample, place);
+        const I* image = static_cast<const I*>(params.image);
+        const I* corner = image + cube.token_offset(sample, place);
+        const I* soon = image + cube.token_offset(sample, std::min(place + kPositionsAhead, positions - 1));
         const T* prediction = static_cast<const T*>(params.prediction);
-        const I* soon = static_cast<const I*>(params.image) +
-                        cube.token_offset(sample, std::min(place + kPositionsAhead, positions - 1));
         double* statistics = params.scratch + loss_statistics_offset(cube) + 2 * first;
         bool complete = true;
         for (int64_t s = 0; s < groups; ++s) {
