@@ -46,6 +46,7 @@ import torch
 from torch import Tensor
 
 from spectralgpt import ops
+from spectralgpt.train.device import keep_freed_memory
 
 PATCH = (3, 8, 8)
 BANDS, CHANNELS, DECODER, MASK_RATIO = 12, 768, 512, 0.9
@@ -56,12 +57,6 @@ WARM_UP = 3  # rounds that compile, and bring memory
 PAUSE_CYCLES = 20_000_000  # about 10 ms of a GPU: longer than the host takes to queue those calls
 
 KINDS = ("ours", "eager", "compiled", "clone", "copy")
-KEEPS_MEMORY = (
-    "glibc.malloc.tcache_count=0",
-    "glibc.malloc.mmap_max=0",
-    "glibc.malloc.trim_threshold=17179869184",
-    "glibc.malloc.top_pad=67108864",
-)
 
 Call = Callable[[int], Any]
 
@@ -291,6 +286,7 @@ class Apart:
 
 
 def _serve(pipe: Connection, kind: str, args: argparse.Namespace) -> None:
+    keep_freed_memory()
     candidate, times = Candidate(kind, prepare(args, kind == "compiled"), torch.device(args.device)), iter(())
     with contextlib.suppress(EOFError):  # the benchmark is over
         while True:
@@ -364,7 +360,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Prints the table."""
     args = parse(arguments)
     device = torch.device(args.device)
-    os.environ.setdefault("GLIBC_TUNABLES", ":".join(KEEPS_MEMORY))  # of the processes that are started
+    os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.tcache_count=0")  # of the processes that are started
     kinds = [kind for kind in KINDS if not (kind == "compiled" and args.no_compile)]
     chosen = prepare(args, device.type == "cuda" and not args.no_compile)
     if device.type == "cuda":
